@@ -1,0 +1,5 @@
+"""When can a CNN's input be recovered from its activations? A functional JAX library."""
+
+from cnninv_jax._version import __version__
+
+__all__ = ["__version__"]
