@@ -1,0 +1,236 @@
+"""The journal of a run: one SQLite file that survives the process, holding the specification and every finished block.
+
+A killed process loses nothing that was committed. SQLite runs in WAL mode with ``synchronous=NORMAL``: after a power
+loss the file is still consistent, but the last transactions (about a second of work) may be missing and are computed
+again. The file is held exclusively for as long as it is open; the operating system drops that hold with the process,
+however it dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cnninv_jax.montecarlo.errors import JournalError, JournalLockedError
+from cnninv_jax.montecarlo.specification import canonical_json, differences, sha256
+
+FILE_NAME = "journal.sqlite"
+FORMAT = 1
+_TABLES = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE blocks (position INTEGER PRIMARY KEY, draws INTEGER NOT NULL, crc32 INTEGER NOT NULL, "
+    "payload BLOB NOT NULL)",
+)
+
+
+class Journal:
+    """An open journal; use it as a context manager.
+
+    Attributes:
+        path: the SQLite file.
+        spec: the specification it holds, or None while it is new.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, create: bool = True) -> None:
+        self.path = Path(folder) / FILE_NAME
+        self.spec: dict[str, Any] | None = None
+        _prepare_folder(Path(folder), self.path, create)
+        self._connection: sqlite3.Connection | None = None
+        with self._explained("open"):
+            self._connection = sqlite3.connect(self.path, timeout=0, isolation_level=None)
+            self._execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._execute("PRAGMA journal_mode=WAL")
+            self._execute("PRAGMA synchronous=NORMAL")
+            # The lock is taken by the first write, so write: from here on every other process is refused.
+            self._execute("BEGIN EXCLUSIVE")
+            self._read_header()
+            self._execute("COMMIT")
+
+    def _read_header(self) -> None:
+        tables = {row[0] for row in self._execute("SELECT name FROM sqlite_master WHERE type='table'")}
+        if not tables:
+            for statement in _TABLES:
+                self._execute(statement)
+            self._execute("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
+            return
+        if not {"meta", "blocks"} <= tables:
+            raise JournalError(
+                f"expected {self.path} to be a journal of runs, got another SQLite file; choose another folder"
+            )
+        meta = dict(self._execute("SELECT key, value FROM meta"))
+        if meta.get("format") != str(FORMAT):
+            raise JournalError(
+                f"expected {self.path} in journal format {FORMAT}, got {meta.get('format')}; "
+                "finish it with the version that began it, or choose another folder"
+            )
+        if "spec" in meta:
+            if sha256(meta["spec"]) != meta.get("spec_sha256"):
+                raise self._corrupted("its specification does not match its hash")
+            self.spec = json.loads(meta["spec"])
+
+    def bind(self, spec: Mapping[str, Any]) -> None:
+        """Write the specification into a new journal, or hold it against the one that is there.
+
+        Raises:
+            JournalError: the journal belongs to another run; every differing entry is named with both values.
+        """
+        text = canonical_json(spec)
+        if self.spec is not None:
+            if canonical_json(self.spec) != text:
+                raise JournalError(
+                    f"{self.path} belongs to another run ({'; '.join(differences(self.spec, json.loads(text)))}); "
+                    "ask for the same run, or choose another folder"
+                )
+            return
+        with self._explained("write"), self._transaction():
+            self._execute(
+                "INSERT OR REPLACE INTO meta VALUES ('spec', ?), ('spec_sha256', ?)", (text, sha256(text))
+            )
+        self.spec = json.loads(text)
+
+    def finished(self) -> int:
+        """Return how many blocks are done without a gap from block 0 on."""
+        with self._explained("read"):
+            count, last = next(self._execute("SELECT count(*), max(position) FROM blocks"))
+            if count == 0 or last == count - 1:
+                return count
+            # Blocks are written in order; should one be missing all the same, work resumes at the gap.
+            return next(
+                index
+                for index, (position,) in enumerate(
+                    [*self._execute("SELECT position FROM blocks ORDER BY position"), (-1,)]
+                )
+                if position != index
+            )
+
+    def read(self, blocks: int, draws: Sequence[int], sizes: Sequence[int]) -> Iterator[bytes]:
+        """Yield the payloads of blocks 0 .. ``blocks`` - 1, checked.
+
+        Args:
+            blocks: how many blocks to read.
+            draws: the number of draws that each must hold.
+            sizes: the payload size in bytes that each must have.
+        """
+        with self._explained("read"):
+            rows = self._execute(
+                "SELECT position, draws, crc32, payload FROM blocks WHERE position < ? ORDER BY position",
+                (blocks,),
+            )
+            for (position, count, checksum, payload), expected, size in zip(rows, draws, sizes, strict=True):
+                if not isinstance(payload, bytes) or zlib.crc32(payload) != checksum:
+                    raise self._corrupted(f"block {position} does not match its checksum")
+                if count != expected or len(payload) != size:
+                    raise self._corrupted(
+                        f"block {position} holds {count} draws in {len(payload)} bytes instead of {expected} in {size}"
+                    )
+                yield payload
+
+    def append(self, blocks: Sequence[tuple[int, int, bytes]]) -> None:
+        """Commit finished blocks ``(position, draws, payload)`` in one transaction."""
+        rows = [(position, count, zlib.crc32(payload), payload) for position, count, payload in blocks]
+        with self._explained("write"), self._transaction():
+            assert self._connection is not None
+            self._connection.executemany("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?)", rows)
+
+    def close(self) -> None:
+        """Fold the write-ahead log into the file and let go of it."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _execute(self, statement: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        if self._connection is None:
+            raise JournalError(f"{self.path} is closed; open the journal again")
+        return self._connection.execute(statement, values)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._execute("COMMIT")
+        except BaseException:
+            if self._connection is not None and self._connection.in_transaction:
+                self._execute("ROLLBACK")
+            raise
+
+    def _corrupted(self, why: str) -> JournalError:
+        return JournalError(
+            f"{self.path} is damaged: {why}; move it away (a copy, if you have one, may be put in its place) and run again"
+        )
+
+    @contextlib.contextmanager
+    def _explained(self, action: str) -> Iterator[None]:
+        """Turn SQLite's errors into sentences a person can act on; close the journal when opening failed."""
+        try:
+            yield
+        except (sqlite3.Error, OSError, JournalError) as error:
+            if action == "open":
+                self.close()
+            if isinstance(error, JournalError):
+                raise
+            text = str(error)
+            if "locked" in text:
+                raise JournalLockedError(
+                    f"{self.path} is in use by another process; wait for it to finish, stop it, or choose another folder"
+                ) from None
+            if "is full" in text or getattr(error, "errno", None) == errno.ENOSPC:
+                raise JournalError(
+                    f"the disk is full: {self.path} could not be extended; free some space and run the same command "
+                    "again, finished blocks are kept"
+                ) from None
+            if "unable to open" in text or "readonly" in text:
+                raise JournalError(
+                    f"expected {self.path} to be writable, got {text!r}; choose another folder"
+                ) from None
+            if isinstance(error, sqlite3.OperationalError):
+                raise JournalError(
+                    f"could not {action} {self.path}: {text}; check the disk and run again"
+                ) from None
+            raise self._corrupted(text) from None
+
+
+def _prepare_folder(folder: Path, path: Path, create: bool) -> None:
+    if not create:
+        if not path.is_file():
+            raise JournalError(
+                f"expected a journal at {path}, got none; name the folder of a run that was begun"
+            )
+        return
+    if folder.exists() and not folder.is_dir():
+        raise JournalError(f"expected out to be a folder, got the file {folder}; name a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise JournalError(
+            f"expected a folder that can be written at {folder}, got {error.strerror}; choose another folder"
+        ) from None
+    if not os.access(folder, os.W_OK):
+        raise JournalError(
+            f"expected a folder that can be written at {folder}, got a read-only one; choose another folder"
+        )
+
+
+def read_spec(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the specification held by the journal in ``folder``.
+
+    Raises:
+        JournalError: there is no journal, it is damaged, in use, or was begun without a specification.
+    """
+    with Journal(folder, create=False) as journal:
+        if journal.spec is None:
+            raise JournalError(f"{journal.path} holds no run yet; start the run again")
+        return journal.spec

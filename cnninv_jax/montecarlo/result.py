@@ -1,0 +1,297 @@
+"""What a run returns: finalised numbers, kept draws and where they come from; as a table, a dataset, a file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cnninv_jax.montecarlo import intervals
+from cnninv_jax.montecarlo.accumulators import Accumulator, HostState, Leaf, Moments, Proportion
+from cnninv_jax.montecarlo.errors import ResultError
+from cnninv_jax.montecarlo.specification import canonical_json
+from cnninv_jax.montecarlo.summary import Row, Summary
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+#: long_name of every statistic, "{}" being the leaf.
+_LONG_NAMES = {
+    "count": "finite draws of {}",
+    "non_finite": "non-finite draws of {}, left out of all other statistics",
+    "mean": "mean of {}",
+    "variance": "unbiased variance of {}",
+    "standard_deviation": "standard deviation of {}",
+    "standard_error": "standard error of the mean of {}",
+    "min": "smallest finite draw of {}",
+    "max": "largest finite draw of {}",
+    "histogram": "draws of {} per bin",
+    "underflow": "draws of {} below the histogram",
+    "overflow": "draws of {} above the histogram",
+    "proportion": "proportion of draws in which {} holds",
+    "proportion_standard_error": "standard error of the proportion of {}",
+    "successes": "draws in which {} holds",
+    "mean_low": "lower end of Student's interval of the mean of {}",
+    "mean_high": "upper end of Student's interval of the mean of {}",
+    "proportion_low": "lower end of Wilson's interval of the proportion of {}",
+    "proportion_high": "upper end of Wilson's interval of the proportion of {}",
+    "draws": "raw draws of {}",
+}
+_COUNTS = {"count", "non_finite", "histogram", "underflow", "overflow", "successes"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """The outcome of `run`.
+
+    Attributes:
+        statistics: finalised numbers, ``statistics[leaf][statistic]``: count and non_finite for every leaf, then mean,
+            variance, standard_deviation, standard_error, min, max, histogram, bin_edges, underflow, overflow,
+            proportion, proportion_standard_error, successes as far as they were asked for.
+        draws: raw draws of the kept leaves in draw order, ``draws[leaf]: [num_draws, *shape]``.
+        provenance: specification, its hash, device kind and count, times, speed.
+        accumulators: what was collected per leaf.
+    """
+
+    statistics: Mapping[str, Mapping[str, np.ndarray]]
+    draws: Mapping[str, np.ndarray]
+    provenance: Mapping[str, Any]
+    accumulators: Mapping[str, tuple[Accumulator, ...]]
+
+    @classmethod
+    def build(
+        cls,
+        leaves: Sequence[Leaf],
+        groups: Sequence[tuple[Accumulator, ...]],
+        totals: Sequence[Sequence[HostState]],
+        draws: Mapping[str, np.ndarray],
+        provenance: Mapping[str, Any],
+    ) -> Result:
+        """Finalise the totals of a run."""
+        statistics = {
+            leaf.name: {
+                key: np.asarray(value)[()]
+                for accumulator, total in zip(group, held, strict=True)
+                for key, value in accumulator.finalize(total).items()
+            }
+            for leaf, group, held in zip(leaves, groups, totals, strict=True)
+        }
+        accumulators = {leaf.name: group for leaf, group in zip(leaves, groups, strict=True)}
+        return cls(statistics, dict(draws), dict(provenance), accumulators)
+
+    def __getitem__(self, name: str) -> Mapping[str, np.ndarray]:
+        """Return the statistics of one leaf."""
+        return self._of(name)
+
+    def __repr__(self) -> str:
+        return str(self.summary())
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+    def _of(self, name: str) -> Mapping[str, np.ndarray]:
+        if name not in self.statistics:
+            raise ValueError(f"expected one of the draw's outputs {list(self.statistics)}, got {name!r}")
+        return self.statistics[name]
+
+    def mean_interval(self, name: str, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Return Student's interval of the mean of a leaf."""
+        numbers = self._of(name)
+        if "mean" not in numbers:
+            raise ValueError(
+                f"expected Moments() for {name!r}, got {list(numbers)}; ask for it in statistics"
+            )
+        return intervals.mean_interval(numbers["mean"], numbers["variance"], numbers["count"], level)
+
+    def proportion_interval(self, name: str, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Return Wilson's interval of the proportion of a leaf."""
+        numbers = self._of(name)
+        if "proportion" not in numbers:
+            raise ValueError(
+                f"expected Proportion(...) for {name!r}, got {list(numbers)}; ask for it in statistics"
+            )
+        return intervals.wilson(numbers["successes"], numbers["count"], level)
+
+    def quantile(self, name: str, q: float, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (value, low, high) of the q-quantile of a leaf, from raw draws where kept, else from its histogram.
+
+        The interval is the order statistics' binomial interval; from a histogram it is widened to whole bins.
+        """
+        numbers = self._of(name)
+        if name in self.draws:
+            value, low, high = intervals.sample_quantile(self.draws[name], q, level)
+        elif "histogram" in numbers:
+            parts = (numbers[key] for key in ("histogram", "bin_edges", "underflow", "overflow"))
+            value, low, high = intervals.histogram_quantile(*parts, q, level)
+        else:
+            raise ValueError(
+                f"expected a Histogram or kept draws of {name!r} for a quantile, got {list(numbers)}; "
+                "ask for one in statistics or name the output in keep"
+            )
+        return value[()], low[()], high[()]
+
+    def summary(self, level: float = 0.95, *, max_elements: int = 16) -> Summary:
+        """Return a table of means and proportions with their intervals.
+
+        Args:
+            level: confidence level of the intervals.
+            max_elements: how many elements of an array-valued leaf get a row of their own.
+        """
+        rows, notes = [], []
+        for name, numbers in self.statistics.items():
+            table = [part for part in self._tabulated(numbers, level) if part is not None]
+            shape = np.shape(numbers["count"])
+            indices = list(np.ndindex(*shape))
+            if len(indices) > max_elements:
+                notes.append(f"{name}: {len(indices) - max_elements} more elements of {shape}")
+            for index in indices[:max_elements]:
+                label = name + (f"[{','.join(map(str, index))}]" if index else "")
+                counts = (
+                    int(np.asarray(numbers["count"])[index]),
+                    int(np.asarray(numbers["non_finite"])[index]),
+                )
+                rows += [
+                    Row(label, statistic, *(float(np.asarray(column)[index]) for column in columns), *counts)
+                    for statistic, *columns in table
+                ]
+            lost = int(np.sum(numbers["non_finite"]))
+            if lost:
+                notes.append(f"{name}: {lost} non-finite values are left out")
+        spec = self.provenance["spec"]
+        title = f"{spec['name']}: {spec['num_draws']:,} draws"
+        return Summary(title, level, tuple(rows), tuple(notes))
+
+    @staticmethod
+    def _tabulated(numbers: Mapping[str, np.ndarray], level: float) -> list[tuple[Any, ...] | None]:
+        mean = proportion = None
+        if "mean" in numbers:
+            low, high = intervals.mean_interval(numbers["mean"], numbers["variance"], numbers["count"], level)
+            mean = ("mean", numbers["mean"], numbers["standard_error"], low, high)
+        if "proportion" in numbers:
+            low, high = intervals.wilson(numbers["successes"], numbers["count"], level)
+            proportion = (
+                "proportion",
+                numbers["proportion"],
+                numbers["proportion_standard_error"],
+                low,
+                high,
+            )
+        if mean is None and proportion is None:
+            # A leaf with neither still shows how many draws of it there are.
+            nothing = np.full(np.shape(numbers["count"]), np.nan)
+            return [("count", numbers["count"], nothing, nothing, nothing)]
+        return [mean, proportion]
+
+    def to_xarray(self, level: float = 0.95) -> xr.Dataset:
+        """Return everything as a dataset: ``<leaf>_<statistic>`` variables, the specification as JSON in attributes.
+
+        Histograms lie over ``<leaf>_bin`` with bin centres and edges as coordinates; kept draws over ``draw``; the
+        axes of array-valued leaves are ``<leaf>_axis0`` and so on. The data variables depend on the specification
+        only; times and the like stand in the attribute ``provenance``.
+        """
+        import xarray as xr
+
+        variables, coordinates = {}, {}
+        for name, numbers in self.statistics.items():
+            axes = tuple(f"{name}_axis{axis}" for axis in range(np.ndim(numbers["count"])))
+            entries = dict(numbers)
+            edges = entries.pop("bin_edges", None)
+            if "mean" in entries:
+                entries["mean_low"], entries["mean_high"] = self.mean_interval(name, level)
+            if "proportion" in entries:
+                entries["proportion_low"], entries["proportion_high"] = self.proportion_interval(name, level)
+            for key, value in entries.items():
+                dims = (*axes, f"{name}_bin") if key == "histogram" else axes
+                variables[f"{name}_{key}"] = (dims, value, _attributes(name, key, level))
+            if edges is not None:
+                dim = f"{name}_bin"
+                coordinates[dim] = (dim, (edges[:-1] + edges[1:]) / 2, {"long_name": f"bin centre of {name}"})
+                coordinates[f"{name}_bin_low"] = (dim, edges[:-1], {"long_name": f"lower bin edge of {name}"})
+                coordinates[f"{name}_bin_high"] = (dim, edges[1:], {"long_name": f"upper bin edge of {name}"})
+            if name in self.draws:
+                raw = self.draws[name]
+                # netCDF has no half precision and no bfloat16.
+                raw = raw.astype(np.float32) if raw.dtype.itemsize == 2 and raw.dtype.kind in "fV" else raw
+                variables[f"{name}_draws"] = (("draw", *axes), raw, _attributes(name, "draws", level))
+        session = {key: value for key, value in self.provenance.items() if key not in ("spec", "spec_sha256")}
+        attributes = {
+            "title": str(self.provenance["spec"]["name"]),
+            "specification": canonical_json(self.provenance["spec"]),
+            "specification_sha256": self.provenance["spec_sha256"],
+            "provenance": canonical_json(session),
+        }
+        return xr.Dataset(variables, coordinates, attributes)
+
+    def save_netcdf(self, path: str | os.PathLike[str], level: float = 0.95) -> Path:
+        """Write `to_xarray` to ``path`` in one piece: the file is there whole, or as it was before.
+
+        Raises:
+            ResultError: the file cannot be written.
+        """
+        target = Path(path)
+        dataset = self.to_xarray(level)
+        temporary = None
+        try:
+            handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+            os.close(handle)
+            dataset.to_netcdf(temporary, engine="h5netcdf")
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, target)
+        except OSError as error:
+            full = error.errno == errno.ENOSPC or "No space left" in str(error)
+            raise ResultError(
+                f"the disk is full: {target} was not written; free some space and save again"
+                if full
+                else f"expected to write {target}, got {error.strerror or error}; choose another place"
+            ) from None
+        finally:
+            if temporary is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)
+        return target
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _attributes(name: str, key: str, level: float) -> dict[str, Any]:
+    attributes: dict[str, Any] = {"long_name": _LONG_NAMES[key].format(name)}
+    if key in _COUNTS or "proportion" in key:
+        attributes["units"] = "1"
+    if key.endswith(("_low", "_high")):
+        attributes["level"] = level
+    return attributes
+
+
+def headline_text(
+    group: Sequence[Accumulator], totals: Sequence[HostState], name: str, level: float = 0.95
+) -> str:
+    """Return the current interval of one scalar leaf, "ratio: 0.1522 +- 0.0004 (95%)"."""
+    for accumulator, total in zip(group, totals, strict=True):
+        if isinstance(accumulator, Moments):
+            numbers = accumulator.finalize(total)
+            low, high = intervals.mean_interval(numbers["mean"], numbers["variance"], total["count"], level)
+        elif isinstance(accumulator, Proportion):
+            low, high = intervals.wilson(total["successes"], total["count"], level)
+        else:
+            continue
+        return f"{name}: {(low + high) / 2:.6g} +- {(high - low) / 2:.2g} ({100 * level:g}%)"
+    return ""
+
+
+def load_specification(dataset: xr.Dataset) -> dict[str, Any]:
+    """Return the specification that a saved result carries."""
+    return json.loads(dataset.attrs["specification"])
