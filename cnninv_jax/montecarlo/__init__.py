@@ -1,4 +1,4 @@
-"""Monte-Carlo engine: draws that are pure functions of (key, index), streamed through accumulators and journaled.
+"""Monte-Carlo engine: draws that are pure functions of (key, index), streamed and journaled.
 
 It knows no CNN: `run` takes any ``draw(key) -> pytree``.
 """

@@ -1,9 +1,10 @@
 """Streaming statistics: init / update on the device, merge / finalize on the host.
 
-A *leaf* is one named output of a draw, of any shape; every statistic is elementwise. On the device an accumulator sees
-one slice of ``lanes`` draws at a time and keeps a state of fixed size for one block. Block states are merged in NumPy
-float64 (counts in int64), in block order, so that a run's result depends neither on the number of devices nor on
-interruptions. Non-finite values are counted (`Tally`) and kept out of every other statistic.
+A *leaf* is one named output of a draw, of any shape; every statistic is elementwise. On the device an
+accumulator sees one slice of ``lanes`` draws at a time and keeps a state of fixed size for one block. Block
+states are merged in NumPy float64 (counts in int64), in block order, so that a run's result depends neither
+on the number of devices nor on interruptions. Non-finite values are counted (`Tally`) and kept out of every
+other statistic.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ class Leaf:
 
 
 def _compute_dtype(dtype: np.dtype) -> np.dtype:
-    """Floats of 32 bits or more stay; half precision accumulates in float32; integers and bools in the default float."""
+    """Floats of 32 bits or more stay, half precision becomes float32, the rest the default float."""
     if not jnp.issubdtype(dtype, jnp.floating):
         return np.dtype(float_dtype(None))
     return np.dtype(np.float32) if dtype.itemsize < 4 else np.dtype(dtype)
 
 
-def _counted(values: Shaped[Array, lanes *leaf], mask: Bool[Array, lanes]) -> tuple[Array, Array]:
+def _counted(values: Shaped[Array, lanes * leaf], mask: Bool[Array, lanes]) -> tuple[Array, Array]:
     """Return float values with the uncounted ones set to zero, and which ones count (valid and finite)."""
     dtype = _compute_dtype(np.dtype(values.dtype))
     floats = values.astype(dtype)
@@ -73,7 +74,7 @@ class Accumulator:
         """Return the device state of an empty block."""
         raise NotImplementedError
 
-    def update(self, state: State, values: Shaped[Array, lanes *leaf], mask: Bool[Array, lanes]) -> State:
+    def update(self, state: State, values: Shaped[Array, lanes * leaf], mask: Bool[Array, lanes]) -> State:
         """Return the device state after one slice; lanes outside ``mask`` do not count."""
         raise NotImplementedError
 
@@ -139,8 +140,9 @@ class Moments(Accumulator):
     """Mean and variance by the Welford-Chan merge (Chan, Golub and LeVeque 1983).
 
     Two samples with (n, mean, M2) join as ``delta = mean_b - mean_a``, ``mean = mean_a + delta n_b / n``,
-    ``M2 = M2_a + M2_b + delta^2 n_a n_b / n``. Inside a block everything is kept relative to the first slice's mean
-    (``shift``), so that float32 draws of mean 1000 and deviation 1 lose nothing; shift and offset meet in float64.
+    ``M2 = M2_a + M2_b + delta^2 n_a n_b / n``. Inside a block everything is kept relative to the first
+    slice's mean (``shift``), so that float32 draws of mean 1000 and deviation 1 lose nothing; shift and
+    offset meet in float64.
     """
 
     @property
@@ -188,7 +190,7 @@ class Moments(Accumulator):
             return {"count": count, "m2": m2, "mean": total["mean"] + delta * weight}
 
     def finalize(self, total: HostState) -> dict[str, np.ndarray]:
-        """Return mean, unbiased variance, its root and the mean's standard error; NaN where too few draws count."""
+        """Return mean, unbiased variance, its root, the mean's standard error; NaN where undefined."""
         count = total["count"]
         mean = np.where(count > 0, total["mean"], np.nan)
         variance = np.where(count > 1, total["m2"] / np.maximum(count - 1, 1), np.nan)
@@ -375,7 +377,7 @@ class Proportion(Accumulator):
 
 
 def default_statistics(leaf: Leaf) -> tuple[Accumulator, ...]:
-    """Return what is collected when the user names nothing: a proportion for bools, moments and extremes for numbers."""
+    """Return what is collected by default: a proportion for bools, moments and extremes for numbers."""
     return (Proportion(),) if leaf.is_bool else (Moments(), Extremes())
 
 

@@ -1,4 +1,4 @@
-"""The arguments of `run`, checked at the door: one sentence each that says what was expected, what came, what to do."""
+"""The arguments of `run`, checked at the door; every refusal says what was expected and what came."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -40,13 +41,14 @@ def make_plan(leaves: tuple[Leaf, ...], statistics: Statistics | None, keep: Seq
         for accumulator in group:
             if not isinstance(accumulator, Accumulator):
                 raise ValueError(
-                    f"expected accumulators (Moments(), Histogram(low, high, bins), ...) for leaf {leaf.name!r}, "
-                    f"got {accumulator!r}"
+                    "expected accumulators (Moments(), Histogram(low, high, bins), ...) "
+                    f"for leaf {leaf.name!r}, got {accumulator!r}"
                 )
             if produced & set(accumulator.produces):
                 raise ValueError(
-                    f"expected one accumulator of a kind per leaf, got {type(accumulator).__name__} twice for "
-                    f"{leaf.name!r}; return the quantity under a second name"
+                    "expected one accumulator of a kind per leaf, "
+                    f"got {type(accumulator).__name__} twice for {leaf.name!r}; "
+                    "return the quantity under a second name"
                 )
             produced |= set(accumulator.produces)
             accumulator.check(leaf)
@@ -63,6 +65,7 @@ def _known(asked: Mapping[str, Any] | Sequence[str], names: Sequence[str], where
 
 
 def choose_headline(plan: Plan, headline: str | None) -> str | None:
+    """Return the leaf whose interval the progress shows: the one asked for, or the first that has one."""
     candidates = [
         leaf.name
         for leaf, group in zip(plan.leaves, plan.accumulators, strict=True)
@@ -70,12 +73,14 @@ def choose_headline(plan: Plan, headline: str | None) -> str | None:
     ]
     if headline is not None and headline not in candidates:
         raise ValueError(
-            f"expected headline to be a scalar output with a mean or a proportion, got {headline!r}; there are {candidates}"
+            f"expected headline to be a scalar output with a mean or a proportion, got {headline!r}; "
+            f"there are {candidates}"
         )
     return headline if headline is not None else next(iter(candidates), None)
 
 
 def positive(value: Any, name: str, most: int) -> int:
+    """Return ``value`` as an integer from 1 to ``most``, or refuse it by name."""
     try:
         number = -1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -86,21 +91,20 @@ def positive(value: Any, name: str, most: int) -> int:
 
 
 def as_key(key: Any) -> jax.Array:
-    if (
-        isinstance(key, jax.Array)
-        and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
-        and key.shape == ()
-    ):
+    """Return one typed key; an integer is a seed."""
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
         return key
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
         return jax.random.key(int(key))
     raise ValueError(
-        f"expected key to be one typed key (jax.random.key(seed)) or an integer seed, got {getattr(key, 'aval', key)!r}; "
+        "expected key to be one typed key (jax.random.key(seed)) or an integer seed, "
+        f"got {getattr(key, 'aval', key)!r}; "
         "raw uint32 keys are wrapped by jax.random.wrap_key_data"
     )
 
 
 def as_mesh(mesh: Mesh | None) -> Mesh:
+    """Return a mesh with the one axis "draws": the given one, or all local devices."""
     if jax.process_count() > 1:
         raise ValueError(
             f"expected a single process, got {jax.process_count()}; run one process per journal folder"
@@ -113,6 +117,7 @@ def as_mesh(mesh: Mesh | None) -> Mesh:
 
 
 def name_of(draw: Any) -> str:
+    """Return the name of the function inside ``draw``."""
     while hasattr(draw, "func"):
         draw = draw.func
     return getattr(draw, "__name__", type(draw).__name__)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import json
 import math
 import os
 import time
@@ -24,7 +26,7 @@ from cnninv_jax.montecarlo.arguments import (
     name_of,
     positive,
 )
-from cnninv_jax.montecarlo.errors import Interrupted
+from cnninv_jax.montecarlo.errors import Interrupted, JournalError
 from cnninv_jax.montecarlo.journal import Journal
 from cnninv_jax.montecarlo.program import BlockProgram, Plan, split_draw, trace
 from cnninv_jax.montecarlo.progress import Progress, Reporter, make_reporter
@@ -53,34 +55,37 @@ def run(
     name: str | None = None,
     headline: str | None = None,
 ) -> Result:
-    """Run ``draw(jax.random.fold_in(key, i))`` for i = 0 .. num_draws - 1 and return statistics of what it returns.
+    """Run ``draw(jax.random.fold_in(key, i))`` for i = 0 .. num_draws - 1; return statistics of the outputs.
 
-    A draw is a pure function of (key, index): the same draws come out whatever the block size, the devices or a
-    restart. At one block size and one number of lanes the result is the same to the last bit on any number of
-    devices, interrupted or not; another block size agrees to rounding.
+    A draw is a pure function of (key, index): the same draws come out whatever the block size, the devices or
+    a restart. At one block size and one number of lanes the result is the same to the last bit on any number
+    of devices, interrupted or not; another block size agrees to rounding.
 
     Args:
-        draw: function of one typed key that returns a pytree of real or bool arrays. Leaves are named by their joined
-            key path ("a.b"), a bare array is "value". Array leaves of a `jax.tree_util.Partial` (or any registered
-            pytree callable) are traced arguments: other values of equal shape compile nothing anew.
+        draw: function of one typed key that returns a pytree of real or bool arrays. Leaves are named by
+            their joined key path ("a.b"), a bare array is "value". Array leaves of a `jax.tree_util.Partial`
+            (or any registered pytree callable) are traced arguments: other values of equal shape compile
+            nothing anew.
         key: typed key, or an integer seed.
         num_draws: how many draws, at most 2^32.
-        chunk_size: draws per block, the unit of computation and of the journal. Default: 1024 on CPU, 32768 elsewhere.
-        lanes: draws computed at the same time inside a block, a power of two. Default: 128 on CPU, 2048 elsewhere,
-            halved until the memory fits.
-        statistics: accumulator or sequence of them per leaf; leaves not named get `Moments` and `Extremes`, bool
-            leaves a `Proportion`.
+        chunk_size: draws per block, the unit of computation and of the journal. Default: 1024 on CPU, 32768
+            elsewhere.
+        lanes: draws computed at the same time inside a block, a power of two. Default: 128 on CPU, 2048
+            elsewhere, halved until the memory fits.
+        statistics: accumulator or sequence of them per leaf; leaves not named get `Moments` and `Extremes`,
+            bool leaves a `Proportion`.
         keep: leaves whose raw draws are returned (and journaled).
-        out: folder of the journal. A run that finds its own journal there goes on where it stopped; a finished one
-            is read back without computing.
+        out: folder of the journal. A run that finds its own journal there goes on where it stopped; a
+            finished one is read back without computing.
         mesh: devices to use, one axis "draws". Default: all local devices.
-        progress: True for a bar on a terminal and a line every 10 s elsewhere (on stderr), False for silence, or a
-            function that receives `Progress`.
-        memory_limit: bytes per device that arguments, temporaries and two supersteps in flight may take. Default: 80%
-            of an accelerator's memory; on CPU half of the physical memory.
+        progress: True for a bar on a terminal and a line every 10 s elsewhere (on stderr), False for silence,
+            or a function that receives `Progress`.
+        memory_limit: bytes per device that arguments, temporaries and two supersteps in flight may take.
+            Default: 80% of an accelerator's memory; on CPU half of the physical memory.
         spec: JSON-able description of the run, part of what a journal is checked against.
         name: title of the run. Default: the draw function's name.
-        headline: scalar leaf whose interval the progress shows. Default: the first one with a mean or a proportion.
+        headline: scalar leaf whose interval the progress shows. Default: the first one with a mean or a
+            proportion.
 
     Returns:
         `Result`.
@@ -94,6 +99,7 @@ def run(
     num_draws = positive(num_draws, "num_draws", 1 << 32)
     root, mesh = as_key(key), as_mesh(mesh)
     name = name or name_of(draw)
+    user = json.loads(canonical_json(dict(spec or {})))
     reporter = make_reporter(progress, name)
     try:
         reporter.report(Progress("compiling", 0, num_draws))
@@ -101,39 +107,30 @@ def run(
         traced = trace(signature)
         plan = make_plan(traced.leaves, statistics, keep)
         headline = choose_headline(plan, headline)
-        draw_entry = {"computation": traced.digest, "data": array_digest(arrays)}
         device = mesh.devices.flat[0]
         journal = None if out is None else Journal(out)
         try:
             held = {} if journal is None or journal.spec is None else journal.spec
             sizes = choose_sizes(chunk_size, lanes, num_draws, device.platform, held)
-            complete = (
-                bool(held) and journal is not None and journal.finished() >= -(-num_draws // sizes.block)
-            )
             program = None
-            if not complete:
+            if journal is None or not held:
                 sizes, program = fit(signature, plan, mesh, sizes, memory_limit)
             full_spec = {
                 "name": name,
-                "user": dict(spec or {}),
+                "user": user,
                 "num_draws": num_draws,
-                "key": {
-                    "impl": str(jax.random.key_impl(root)),
-                    "data": np.asarray(jax.random.key_data(root)).tolist(),
-                },
+                "key": _describe_key(root),
                 "block": sizes.block,
                 "lanes": sizes.lanes,
-                "statistics": {
-                    leaf.name: [accumulator.describe() for accumulator in group]
-                    for leaf, group in zip(plan.leaves, plan.accumulators, strict=True)
-                },
-                "keep": list(plan.keep),
-                "outputs": {leaf.name: f"{leaf.dtype}{list(leaf.shape)}" for leaf in plan.leaves},
-                "draw": draw_entry,
+                "draw": {"computation": traced.digest, "data": array_digest(arrays)},
+                **plan.describe(),
                 **environment(device),
             }
             if journal is not None:
+                # A journal that is there fixes block and lanes: refuse another run before compiling.
                 journal.bind(full_spec)
+                if program is None and journal.finished() < -(-num_draws // sizes.block):
+                    sizes, program = fit(signature, plan, mesh, sizes, memory_limit)
             session = _Session(plan, num_draws, sizes.block, journal, reporter, headline)
             session.go(program, arrays, root)
         finally:
@@ -142,6 +139,11 @@ def run(
         return session.result(full_spec, mesh, program)
     finally:
         reporter.close()
+
+
+def _describe_key(root: jax.Array) -> dict[str, object]:
+    data = np.asarray(jax.random.key_data(root)).tolist()
+    return {"impl": str(jax.random.key_impl(root)), "data": data}
 
 
 @dataclasses.dataclass
@@ -220,15 +222,25 @@ class _Session:
             self.flush()
         except KeyboardInterrupt:
             raise Interrupted(self._stop()) from None
+        except JournalError:
+            raise
+        except Exception:
+            with contextlib.suppress(JournalError):
+                self.flush()
+            raise
         finally:
             self.seconds = time.perf_counter() - self.began
         self._report("finished")
 
     def _stop(self) -> str:
-        done = min(self.merged * self.block, self.num_draws)
         if self.journal is None:
-            return f"stopped after {done:,} of {self.num_draws:,} draws; nothing is saved, give out=folder to keep them"
+            done = min(self.merged * self.block, self.num_draws)
+            return (
+                f"stopped after {done:,} of {self.num_draws:,} draws; "
+                "nothing is saved, give out=folder to keep them"
+            )
         self.flush()
+        done = min(self.journal.finished() * self.block, self.num_draws)
         return (
             f"stopped: {done:,} of {self.num_draws:,} draws are safe in {self.journal.path}; "
             "start the same run again to go on from there"

@@ -29,9 +29,10 @@ def mean_interval(
 
 
 def wilson(successes: ArrayLike, count: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Return Wilson's score interval of a proportion (Wilson 1927): the p with ``(p_hat - p)^2 <= z^2 p (1 - p) / n``.
+    """Return Wilson's score interval of a proportion (Wilson 1927).
 
-    Stays inside [0, 1] and is not empty at 0 or n successes. NaN where count is 0.
+    All p with ``(p_hat - p)^2 <= z^2 p (1 - p) / n``.     Stays inside [0, 1] and is not empty at 0 or n
+    successes. NaN where count is 0.
     """
     _check_level(level)
     from scipy.special import ndtri
@@ -48,11 +49,11 @@ def wilson(successes: ArrayLike, count: ArrayLike, level: float = 0.95) -> tuple
 
 
 def quantile_ranks(q: float, count: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Return 1-based ranks (l, u) of order statistics that enclose the q-quantile with at least the given level.
+    """Return 1-based ranks (l, u) of order statistics that enclose the q-quantile.
 
-    The number of draws up to the quantile is Binomial(n, q), so P(X_(l) <= x_q <= X_(u)) >= level for the ranks
-    ``l = binom.ppf((1 - level) / 2)`` and ``u = binom.ppf((1 + level) / 2) + 1``, whatever the distribution.
-    Rank 0 stands for minus infinity and rank n + 1 for plus infinity.
+    The number of draws up to the quantile is Binomial(n, q), so P(X_(l) <= x_q <= X_(u)) >= level for the
+    ranks ``l = binom.ppf((1 - level) / 2)`` and ``u = binom.ppf((1 + level) / 2) + 1``, whatever the
+    distribution. Rank 0 stands for minus infinity and rank n + 1 for plus infinity.
     """
     _check_level(level)
     if not 0.0 <= q <= 1.0:
@@ -69,7 +70,7 @@ def quantile_ranks(q: float, count: ArrayLike, level: float = 0.95) -> tuple[np.
 def sample_quantile(
     sample: ArrayLike, q: float, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (estimate, low, high) of the q-quantile from raw draws along axis 0; non-finite draws are left out."""
+    """Return (estimate, low, high) of the q-quantile from the finite raw draws along axis 0."""
     values = np.asarray(sample, np.float64)
     finite = np.isfinite(values)
     count = np.asarray(finite.sum(axis=0))
@@ -100,9 +101,9 @@ def histogram_quantile(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (estimate, low, high) of the q-quantile from a histogram (bins on the last axis).
 
-    The estimate interpolates inside its bin, and is NaN where it falls outside the histogram's range. The interval is
-    the order statistics' binomial interval widened to whole bins, so it contains the bins' resolution; it reaches to
-    infinity where a rank falls outside the range.
+    The estimate interpolates inside its bin, and is NaN where it falls outside the histogram's range. The
+    interval is the order statistics' binomial interval widened to whole bins, so it contains the bins'
+    resolution; it reaches to infinity where a rank falls outside the range.
     """
     counts, edges = np.asarray(counts, np.int64), np.asarray(edges, np.float64)
     under, over = np.asarray(underflow, np.int64), np.asarray(overflow, np.int64)

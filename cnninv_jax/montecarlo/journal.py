@@ -1,9 +1,9 @@
-"""The journal of a run: one SQLite file that survives the process, holding the specification and every finished block.
+"""The journal of a run: one SQLite file that holds its specification and every finished block.
 
-A killed process loses nothing that was committed. SQLite runs in WAL mode with ``synchronous=NORMAL``: after a power
-loss the file is still consistent, but the last transactions (about a second of work) may be missing and are computed
-again. The file is held exclusively for as long as it is open; the operating system drops that hold with the process,
-however it dies.
+A killed process loses nothing that was committed. SQLite runs in WAL mode with ``synchronous=NORMAL``: after
+a power loss the file is still consistent, but the last transactions (about a second of work) may be missing
+and are computed again. The file is held exclusively for as long as it is open; the operating system drops
+that hold with the process, however it dies.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Journal:
             return
         if not {"meta", "blocks"} <= tables:
             raise JournalError(
-                f"expected {self.path} to be a journal of runs, got another SQLite file; choose another folder"
+                f"expected {self.path} to be a journal of runs, got another SQLite file; "
+                "choose another folder"
             )
         meta = dict(self._execute("SELECT key, value FROM meta"))
         if meta.get("format") != str(FORMAT):
@@ -85,7 +86,8 @@ class Journal:
         if self.spec is not None:
             if canonical_json(self.spec) != text:
                 raise JournalError(
-                    f"{self.path} belongs to another run ({'; '.join(differences(self.spec, json.loads(text)))}); "
+                    f"{self.path} belongs to another run "
+                    f"({'; '.join(differences(self.spec, json.loads(text)))}); "
                     "ask for the same run, or choose another folder"
                 )
             return
@@ -128,7 +130,8 @@ class Journal:
                     raise self._corrupted(f"block {position} does not match its checksum")
                 if count != expected or len(payload) != size:
                     raise self._corrupted(
-                        f"block {position} holds {count} draws in {len(payload)} bytes instead of {expected} in {size}"
+                        f"block {position} holds {count} draws in {len(payload)} bytes "
+                        f"instead of {expected} in {size}"
                     )
                 yield payload
 
@@ -169,7 +172,8 @@ class Journal:
 
     def _corrupted(self, why: str) -> JournalError:
         return JournalError(
-            f"{self.path} is damaged: {why}; move it away (a copy, if you have one, may be put in its place) and run again"
+            f"{self.path} is damaged: {why}; "
+            "move it away (a copy, if you have one, may be put in its place) and run again"
         )
 
     @contextlib.contextmanager
@@ -185,12 +189,13 @@ class Journal:
             text = str(error)
             if "locked" in text:
                 raise JournalLockedError(
-                    f"{self.path} is in use by another process; wait for it to finish, stop it, or choose another folder"
+                    f"{self.path} is in use by another process; "
+                    "wait for it to finish, stop it, or choose another folder"
                 ) from None
             if "is full" in text or getattr(error, "errno", None) == errno.ENOSPC:
                 raise JournalError(
-                    f"the disk is full: {self.path} could not be extended; free some space and run the same command "
-                    "again, finished blocks are kept"
+                    f"the disk is full: {self.path} could not be extended; "
+                    "free some space and run the same command again, finished blocks are kept"
                 ) from None
             if "unable to open" in text or "readonly" in text:
                 raise JournalError(

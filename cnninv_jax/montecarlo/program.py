@@ -1,8 +1,9 @@
 """The compiled program of a run: one block of draws per device, no word exchanged between devices.
 
-A block is a loop over slices of ``lanes`` vmapped draws; accumulator states are the loop's carry, so memory is that of
-one slice. `jax.shard_map` gives each device its own block. Programs are cached by everything that shapes them, and the
-draw's arrays are arguments: another filter bank, key or number of draws of the same shapes neither traces nor compiles.
+A block is a loop over slices of ``lanes`` vmapped draws; accumulator states are the loop's carry, so memory
+is that of one slice. `jax.shard_map` gives each device its own block. Programs are cached by everything that
+shapes them, and the draw's arrays are arguments: another filter bank, key or number of draws of the same
+shapes neither traces nor compiles.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cnninv_jax.montecarlo.accumulators import Accumulator, Leaf, Tally
-from cnninv_jax.montecarlo.specification import computation_digest
+from cnninv_jax.montecarlo.specification import computation_digest, setting
 
 AXIS = "draws"
 _CACHED_PROGRAMS = 64
@@ -46,22 +47,24 @@ class Signature:
 
 
 def _settings() -> tuple[Any, ...]:
-    config = jax.config
-    return (
-        config.jax_enable_x64,
-        config.jax_default_matmul_precision,
-        config.jax_threefry_partitionable,
-        config.jax_numpy_dtype_promotion,
-        config.jax_numpy_rank_promotion,
-        config.jax_debug_nans,
+    return tuple(
+        setting(name)
+        for name in (
+            "enable_x64",
+            "default_matmul_precision",
+            "threefry_partitionable",
+            "numpy_dtype_promotion",
+            "numpy_rank_promotion",
+            "debug_nans",
+        )
     )
 
 
 def split_draw(draw: Callable[..., Any], key: jax.Array) -> tuple[Signature, tuple[jax.Array, ...]]:
     """Split a draw into its static signature and its arrays.
 
-    ``draw`` may be a plain function (no arrays), a `jax.tree_util.Partial`, or any callable registered as a pytree.
-    Array leaves become arguments of the compiled program; all other leaves are part of the signature.
+    ``draw`` may be a plain function (no arrays), a `jax.tree_util.Partial`, or any callable registered as a
+    pytree. Array leaves become arguments of the compiled program; all other leaves are part of the signature.
 
     Raises:
         ValueError: not callable, or a leaf that is neither an array nor hashable.
@@ -134,7 +137,7 @@ def trace(signature: Signature) -> TracedDraw:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is computed from each draw, in the order of the draw's leaves; the `Tally` comes first everywhere."""
+    """What is computed from each draw, in the order of the draw's leaves; the `Tally` comes first."""
 
     leaves: tuple[Leaf, ...]
     accumulators: tuple[tuple[Accumulator, ...], ...]
@@ -152,6 +155,17 @@ class Plan:
             for leaf, group in zip(self.leaves, self.accumulators, strict=True)
         )
 
+    def describe(self) -> dict[str, Any]:
+        """Return the plan as JSON-able entries of a run's specification."""
+        return {
+            "statistics": {
+                leaf.name: [accumulator.describe() for accumulator in group]
+                for leaf, group in zip(self.leaves, self.accumulators, strict=True)
+            },
+            "keep": list(self.keep),
+            "outputs": {leaf.name: f"{leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves},
+        }
+
     @functools.cached_property
     def state_avals(self) -> Any:
         """Shapes and dtypes of the device state."""
@@ -165,7 +179,7 @@ def with_tally(accumulators: tuple[Accumulator, ...]) -> tuple[Accumulator, ...]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BlockProgram:
-    """A compiled superstep: ``(arrays, root, starts[devices], counts[devices]) -> (states, kept)``, both stacked."""
+    """A compiled superstep: ``(arrays, root, starts[devices], counts[devices]) -> (states, kept)``."""
 
     compiled: Any
     mesh: Mesh

@@ -21,7 +21,7 @@ class Progress:
         total: draws asked for.
         draws_per_second: speed of this session, NaN before the first block.
         seconds_left: at that speed, NaN before the first block.
-        headline: the headline statistic as text, "ratio: 0.1522 +- 0.0004 (95%)"; empty before the first block.
+        headline: the headline statistic, "ratio: 0.1522 +- 0.0004 (95%)"; empty before the first block.
     """
 
     stage: Stage
@@ -139,7 +139,7 @@ def duration(seconds: float) -> str:
 
 
 def make_reporter(progress: bool | Callable[[Progress], object], name: str) -> Reporter:
-    """Return the reporter for ``progress``: False is silent, a function is called, True picks by the terminal."""
+    """Return the reporter for ``progress``: silent, a function, or by what stderr is."""
     if callable(progress):
         return CallbackReporter(progress)
     if not progress:

@@ -1,4 +1,4 @@
-"""What a run returns: finalised numbers, kept draws and where they come from; as a table, a dataset, a file."""
+"""What a run returns: finalised numbers, kept draws and where they come from."""
 
 from __future__ import annotations
 
@@ -53,9 +53,10 @@ class Result:
     """The outcome of `run`.
 
     Attributes:
-        statistics: finalised numbers, ``statistics[leaf][statistic]``: count and non_finite for every leaf, then mean,
-            variance, standard_deviation, standard_error, min, max, histogram, bin_edges, underflow, overflow,
-            proportion, proportion_standard_error, successes as far as they were asked for.
+        statistics: finalised numbers, ``statistics[leaf][statistic]``: count and non_finite for every leaf,
+            then mean, variance, standard_deviation, standard_error, min, max, histogram, bin_edges,
+            underflow, overflow, proportion, proportion_standard_error, successes as far as they were asked
+            for.
         draws: raw draws of the kept leaves in draw order, ``draws[leaf]: [num_draws, *shape]``.
         provenance: specification, its hash, device kind and count, times, speed.
         accumulators: what was collected per leaf.
@@ -121,16 +122,18 @@ class Result:
         return intervals.wilson(numbers["successes"], numbers["count"], level)
 
     def quantile(self, name: str, q: float, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (value, low, high) of the q-quantile of a leaf, from raw draws where kept, else from its histogram.
+        """Return (value, low, high) of the q-quantile of a leaf.
 
-        The interval is the order statistics' binomial interval; from a histogram it is widened to whole bins.
+        From raw draws where kept, else from the leaf's histogram. The interval is the order statistics'
+        binomial interval; from a histogram it is widened to whole bins.
         """
         numbers = self._of(name)
         if name in self.draws:
             value, low, high = intervals.sample_quantile(self.draws[name], q, level)
         elif "histogram" in numbers:
-            parts = (numbers[key] for key in ("histogram", "bin_edges", "underflow", "overflow"))
-            value, low, high = intervals.histogram_quantile(*parts, q, level)
+            counts, edges = numbers["histogram"], numbers["bin_edges"]
+            under, over = numbers["underflow"], numbers["overflow"]
+            value, low, high = intervals.histogram_quantile(counts, edges, under, over, q, level)
         else:
             raise ValueError(
                 f"expected a Histogram or kept draws of {name!r} for a quantile, got {list(numbers)}; "
@@ -154,14 +157,10 @@ class Result:
                 notes.append(f"{name}: {len(indices) - max_elements} more elements of {shape}")
             for index in indices[:max_elements]:
                 label = name + (f"[{','.join(map(str, index))}]" if index else "")
-                counts = (
-                    int(np.asarray(numbers["count"])[index]),
-                    int(np.asarray(numbers["non_finite"])[index]),
-                )
-                rows += [
-                    Row(label, statistic, *(float(np.asarray(column)[index]) for column in columns), *counts)
-                    for statistic, *columns in table
-                ]
+                for statistic, *columns in table:
+                    value, error, low, high = (float(np.asarray(column)[index]) for column in columns)
+                    count, lost = (int(np.asarray(numbers[key])[index]) for key in ("count", "non_finite"))
+                    rows.append(Row(label, statistic, value, error, low, high, count, lost))
             lost = int(np.sum(numbers["non_finite"]))
             if lost:
                 notes.append(f"{name}: {lost} non-finite values are left out")
@@ -191,11 +190,11 @@ class Result:
         return [mean, proportion]
 
     def to_xarray(self, level: float = 0.95) -> xr.Dataset:
-        """Return everything as a dataset: ``<leaf>_<statistic>`` variables, the specification as JSON in attributes.
+        """Return everything as a dataset: variables ``<leaf>_<statistic>``, the specification in attributes.
 
-        Histograms lie over ``<leaf>_bin`` with bin centres and edges as coordinates; kept draws over ``draw``; the
-        axes of array-valued leaves are ``<leaf>_axis0`` and so on. The data variables depend on the specification
-        only; times and the like stand in the attribute ``provenance``.
+        Histograms lie over ``<leaf>_bin`` with bin centres and edges as coordinates; kept draws over
+        ``draw``; the axes of array-valued leaves are ``<leaf>_axis0`` and so on. The data variables depend on
+        the specification only; times and the like stand in the attribute ``provenance``.
         """
         import xarray as xr
 

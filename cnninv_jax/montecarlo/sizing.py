@@ -21,6 +21,8 @@ MEMORY_SHARE = 0.8
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
+    """Draws per block and per slice, and which of the two may still change."""
+
     block: int
     lanes: int
     block_given: bool
@@ -30,6 +32,7 @@ class Sizes:
 def choose_sizes(
     chunk_size: int | None, lanes: int | None, num_draws: int, platform: str, held: Mapping[str, Any]
 ) -> Sizes:
+    """Return block and lanes from the arguments, the journal's specification ``held`` and the defaults."""
     default_block, default_lanes = DEFAULT_SIZES.get(platform, DEFAULT_SIZES["accelerator"])
     if lanes is not None:
         lanes = positive(lanes, "lanes", 1 << 30)
@@ -37,14 +40,15 @@ def choose_sizes(
             raise ValueError(
                 f"expected lanes to be a power of two, got {lanes}; take {1 << (lanes.bit_length() - 1)}"
             )
-    # What the user leaves open is read from the journal, so that a resumed run does not depend on today's defaults.
+    # What the user leaves open is read from the journal: a resumed run must not depend on today's defaults.
     if chunk_size is not None:
         block = positive(chunk_size, "chunk_size", 1 << 30)
     else:
         block = int(held.get("block", max(default_block, lanes or 1)))
     if lanes is not None and lanes > block:
         raise ValueError(
-            f"expected lanes of at most one block of {block} draws, got {lanes}; raise chunk_size or lower lanes"
+            f"expected lanes of at most one block of {block} draws, got {lanes}; "
+            "raise chunk_size or lower lanes"
         )
     if lanes is None:
         # No more lanes than draws: a run of ten expensive draws must not compute 128.
@@ -78,8 +82,8 @@ def fit(
 def _too_large(program: BlockProgram, limit: int, sizes: Sizes) -> str:
     return (
         f"expected a block of at most {limit:,} bytes per device, got {program.resident_bytes:,} "
-        f"(arguments {program.argument_bytes:,}, two supersteps of outputs {program.output_bytes:,} and temporaries "
-        f"{program.temporary_bytes:,}) at chunk_size={sizes.block}, lanes={sizes.lanes}; "
+        f"(arguments {program.argument_bytes:,}, two supersteps of outputs {program.output_bytes:,} "
+        f"and temporaries {program.temporary_bytes:,}) at chunk_size={sizes.block}, lanes={sizes.lanes}; "
         "raise memory_limit, lower chunk_size or lanes, keep fewer raw draws or make the draw smaller"
     )
 

@@ -1,14 +1,16 @@
-"""What makes two runs the same run: the specification, its hash, and the fingerprint of a draw's computation."""
+"""What makes two runs the same run: the specification and the fingerprint of a draw's computation."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
@@ -47,7 +49,7 @@ def array_digest(arrays: Sequence[Any]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(str(array.dtype).encode())
-        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             array = jax.random.key_data(array)
         host = np.asarray(array)
         digest.update(repr(host.shape).encode())
@@ -56,10 +58,11 @@ def array_digest(arrays: Sequence[Any]) -> str:
 
 
 def computation_digest(closed: ClosedJaxpr) -> str:
-    """Return a hash of a traced computation: its equations, their parameters, literals and captured constants.
+    """Return a hash of a traced computation.
 
-    Variables count by their position and functions without their addresses, so that another process which traces the
-    same function gets the same hash.
+    Counted are its equations, their parameters, literals and captured constants.     Variables count by their
+    position and functions without their addresses, so that another process which traces the same function
+    gets the same hash.
     """
     return _closed_digest(closed, {})
 
@@ -114,6 +117,11 @@ def _parameter(value: Any, seen: dict[int, str]) -> str:
     return _ADDRESS.sub("", repr(value))
 
 
+def setting(name: str) -> Any:
+    """Return one of JAX's settings."""
+    return getattr(jax.config, f"jax_{name}")
+
+
 def environment(device: jax.Device) -> dict[str, object]:
     """Return the part of a specification that comes from the machine and JAX's settings, not from the user.
 
@@ -122,11 +130,11 @@ def environment(device: jax.Device) -> dict[str, object]:
     return {
         "package": __version__,
         "jax": jax.__version__,
-        "jaxlib": jax.lib.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
         "device": f"{device.platform}: {device.device_kind}",
-        "x64": bool(jax.config.jax_enable_x64),
-        "matmul_precision": jax.config.jax_default_matmul_precision,
-        "threefry_partitionable": bool(jax.config.jax_threefry_partitionable),
+        "x64": setting("enable_x64"),
+        "matmul_precision": setting("default_matmul_precision"),
+        "threefry_partitionable": setting("threefry_partitionable"),
     }
 
 

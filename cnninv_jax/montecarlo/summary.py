@@ -49,7 +49,7 @@ class Summary:
                     row.name,
                     row.statistic,
                     _rounded(row.value, row.standard_error),
-                    "-" if math.isnan(row.standard_error) else f"{row.standard_error:.2g}",
+                    _rounded(row.standard_error, row.standard_error),
                     _rounded(row.low, row.standard_error),
                     _rounded(row.high, row.standard_error),
                     f"{row.count:,}",
