@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -276,3 +278,12 @@ def test_unhashable_closure_is_explained():
 
     with pytest.raises(ValueError, match="Partial"):
         quiet(Unhashable(), KEY, 10)
+
+
+def test_import_stays_light():
+    code = (
+        "import sys, cnninv_jax.montecarlo; "
+        "print([name for name in ('xarray', 'rich', 'h5netcdf', 'scipy.stats') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -17,6 +17,7 @@ from cnninv_jax import montecarlo as mc
 from cnninv_jax.montecarlo import engine
 from cnninv_jax.montecarlo.engine import run
 from cnninv_jax.montecarlo.journal import FILE_NAME, Journal
+from cnninv_jax.montecarlo.sizing import DEFAULT_SIZES
 
 from . import draws
 
@@ -70,7 +71,7 @@ def test_killed_and_resumed(tmp_path, uninterrupted, lines):
 
 @needs_x64
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_killed_thirty_times(tmp_path, uninterrupted):
     rng = np.random.default_rng(0)
     for number in range(30):
@@ -133,7 +134,7 @@ def test_interrupt_flushes_and_says_how_to_go_on(tmp_path, uninterrupted):
 
 def test_sizes_left_open_come_from_the_journal(tmp_path, monkeypatch):
     first = quiet(draws.scalar, 1, 300, out=tmp_path)
-    monkeypatch.setattr("cnninv_jax.montecarlo.sizing.DEFAULT_SIZES", {"cpu": (64, 8)})
+    monkeypatch.setitem(DEFAULT_SIZES, "cpu", (64, 8))
     again = quiet(draws.scalar, 1, 300, out=tmp_path)
     assert again.provenance["spec"] == first.provenance["spec"]
     with pytest.raises(mc.JournalError, match="block: journal has 1024, this run asks 64"):

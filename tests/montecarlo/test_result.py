@@ -31,7 +31,7 @@ def test_dataset(result):
     assert dataset.sizes == {"v_axis0": 2, "v_axis1": 3, "x_bin": 40, "draw": 1500}
     assert dataset["x_histogram"].sum() + dataset["x_underflow"] + dataset["x_overflow"] == 1500
     np.testing.assert_allclose(dataset["x_bin"], np.linspace(-1.95, 1.95, 40))
-    np.testing.assert_allclose(dataset["v_draws"].mean("draw"), dataset["v_mean"], rtol=1e-6)
+    np.testing.assert_allclose(dataset["v_draws"].astype(float).mean("draw"), dataset["v_mean"], rtol=1e-6)
     low, high = mc.wilson(dataset["x_successes"], 1500)
     assert (dataset["x_proportion_low"], dataset["x_proportion_high"]) == (low, high)
     assert dataset["x_mean_low"] < dataset["x_mean"] < dataset["x_mean_high"]
