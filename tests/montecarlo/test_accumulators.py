@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from cnninv_jax import montecarlo as mc
 from cnninv_jax.montecarlo.accumulators import Leaf
 
-
 needs_x64 = pytest.mark.skipif(not jax.config.jax_enable_x64, reason="compares 64-bit values")
 
 
