@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from jax import Array
-from jaxtyping import Bool, Float, Int, Key, PRNGKeyArray, Shaped
+from jaxtyping import Bool, Float, Int, Key, PRNGKeyArray, Shaped, UInt32
 
 #: One integer for every spatial axis, or one per axis.
 PerAxis: TypeAlias = int | Sequence[int]
@@ -39,4 +39,5 @@ __all__ = [
     "Scalar",
     "Shaped",
     "Signal",
+    "UInt32",
 ]
