@@ -165,8 +165,6 @@ class _Session:
         self.kept = {
             leaf.name: np.empty((self.num_draws, *leaf.shape), leaf.dtype) for leaf in self.plan.kept
         }
-        avals, self.structure = jax.tree_util.tree_flatten(self.plan.state_avals)
-        self.layout = [(np.dtype(aval.dtype), tuple(aval.shape)) for aval in avals]
         self.blocks = -(-self.num_draws // self.block)
         self.merged = self.resumed = 0
         self.waiting: list[tuple[int, int, bytes]] = []
@@ -178,8 +176,9 @@ class _Session:
         """Return the number of draws in a block; zero past the end."""
         return max(0, min(self.block, self.num_draws - position * self.block))
 
-    def merge(self, states: Any, kept: Sequence[np.ndarray]) -> None:
+    def merge(self, packed: Sequence[np.ndarray], kept: Sequence[np.ndarray]) -> None:
         """Take the next block, in order, into the totals."""
+        states = self.plan.unpack(packed)
         for group, totals, held in zip(self.plan.accumulators, self.totals, states, strict=True):
             for number, (accumulator, state) in enumerate(zip(group, held, strict=True)):
                 totals[number] = accumulator.merge(totals[number], state)
@@ -194,23 +193,22 @@ class _Session:
             return
         available = min(self.journal.finished(), self.blocks)
         counts = [self.count(position) for position in range(available)]
-        fixed = sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.layout)
+        fixed = sum(dtype.itemsize * size for dtype, size in self.plan.packed)
         row = sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in self.plan.kept)
         payloads = self.journal.read(available, counts, [fixed + row * count for count in counts])
         for payload, count in zip(payloads, counts, strict=True):
             self.merge(*self._unpack(payload, count))
         self.resumed = available
 
-    def _unpack(self, payload: bytes, count: int) -> tuple[Any, list[np.ndarray]]:
+    def _unpack(self, payload: bytes, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         arrays, offset = [], 0
-        kept_layout = [(leaf.dtype, (count, *leaf.shape)) for leaf in self.plan.kept]
-        for dtype, shape in [*self.layout, *kept_layout]:
+        states = [(dtype, (size,)) for dtype, size in self.plan.packed]
+        for dtype, shape in [*states, *((leaf.dtype, (count, *leaf.shape)) for leaf in self.plan.kept)]:
             size = math.prod(shape)
             raw = np.frombuffer(payload, dtype.newbyteorder("<"), count=size, offset=offset)
             arrays.append(raw.astype(dtype, copy=False).reshape(shape))
             offset += size * dtype.itemsize
-        states = jax.tree_util.tree_unflatten(self.structure, arrays[: len(self.layout)])
-        return states, arrays[len(self.layout) :]
+        return arrays[: len(states)], arrays[len(states) :]
 
     def go(self, program: BlockProgram | None, arrays: Any, root: jax.Array) -> None:
         """Load what is there, compute the rest, and leave the journal complete."""
@@ -264,15 +262,14 @@ class _Session:
             self._collect(*flight.popleft())
 
     def _collect(self, counts: np.ndarray, outputs: Any) -> None:
-        states, kept = jax.device_get(outputs)
-        flat = jax.tree_util.tree_leaves(states)
+        packed, kept = jax.device_get(outputs)
         for device, count in enumerate(counts):
             if count == 0:
                 continue
-            arrays = [array[device] for array in flat]
+            arrays = [array[device] for array in packed]
             raw = [array[device][:count] for array in kept]
             position = self.merged
-            self.merge(jax.tree_util.tree_unflatten(self.structure, arrays), raw)
+            self.merge(arrays, raw)
             if self.journal is not None:
                 payload = b"".join(_little_endian(array) for array in (*arrays, *raw))
                 self.waiting.append((position, int(count), payload))

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -167,9 +168,35 @@ class Plan:
         }
 
     @functools.cached_property
-    def state_avals(self) -> Any:
-        """Shapes and dtypes of the device state."""
-        return jax.eval_shape(self.init)
+    def _state(self) -> tuple[list[tuple[str, tuple[int, ...]]], Any]:
+        avals, structure = jax.tree_util.tree_flatten(jax.eval_shape(self.init))
+        return [(np.dtype(aval.dtype).name, tuple(aval.shape)) for aval in avals], structure
+
+    @functools.cached_property
+    def packed(self) -> tuple[tuple[np.dtype, int], ...]:
+        """Dtype and length of each packed array."""
+        sizes: dict[str, int] = {}
+        for name, shape in self._state[0]:
+            sizes[name] = sizes.get(name, 0) + math.prod(shape)
+        return tuple((np.dtype(name), sizes[name]) for name in sorted(sizes))
+
+    def pack(self, states: Any) -> tuple[jax.Array, ...]:
+        """Return the states end to end, one array per dtype: few transfers instead of one per number."""
+        groups: dict[str, list[jax.Array]] = {dtype.name: [] for dtype, _ in self.packed}
+        for leaf in jax.tree_util.tree_leaves(states):
+            groups[leaf.dtype.name].append(leaf.ravel())
+        return tuple(jnp.concatenate(group) for group in groups.values())
+
+    def unpack(self, packed: Sequence[np.ndarray]) -> Any:
+        """Return host views of packed states in their own shapes."""
+        layout, structure = self._state
+        pieces = {dtype.name: array for (dtype, _), array in zip(self.packed, packed, strict=True)}
+        offsets = dict.fromkeys(pieces, 0)
+        arrays = []
+        for name, shape in layout:
+            start, offsets[name] = offsets[name], offsets[name] + math.prod(shape)
+            arrays.append(pieces[name][start : offsets[name]].reshape(shape))
+        return jax.tree_util.tree_unflatten(structure, arrays)
 
 
 def with_tally(accumulators: tuple[Accumulator, ...]) -> tuple[Accumulator, ...]:
@@ -179,7 +206,7 @@ def with_tally(accumulators: tuple[Accumulator, ...]) -> tuple[Accumulator, ...]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BlockProgram:
-    """A compiled superstep: ``(arrays, root, starts[devices], counts[devices]) -> (states, kept)``."""
+    """A compiled superstep: ``(arrays, root, starts[devices], counts[devices]) -> (packed, kept)``."""
 
     compiled: Any
     mesh: Mesh
@@ -228,9 +255,8 @@ def _superstep(traced: TracedDraw, plan: Plan, block: int, lanes: int) -> Callab
         buffers = tuple(jnp.zeros((slots, *leaf.shape), leaf.dtype) for leaf in plan.kept)
         # The number of slices follows the number of valid draws: blocks past the end cost nothing.
         slices = (count + (lanes - 1)) // lanes
-        return jax.tree.map(
-            lambda x: x[None], jax.lax.fori_loop(0, slices, one_slice, (plan.init(), buffers))
-        )
+        states, buffers = jax.lax.fori_loop(0, slices, one_slice, (plan.init(), buffers))
+        return jax.tree.map(lambda x: x[None], (plan.pack(states), buffers))
 
     return one_block
 
