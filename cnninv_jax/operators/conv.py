@@ -1,0 +1,399 @@
+"""The convolution matrix W of a CNN layer as a matrix-free operator: analysis W x, synthesis W^T z.
+
+Gilbert et al. 2017, 2.2: row (i, j) of W is filter i shifted by j t, so that h = W x is a CNN's cross-correlation
+and x = W^T z a sum of shifted filters. A `ConvOperator` is a pytree whose only leaf is the filter bank: a new
+bank of the same shape never recompiles, and ``vmap`` over operators maps over banks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from functools import partial
+from typing import Literal, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from cnninv_jax._numerics import PRECISION, as_float, per_axis
+from cnninv_jax._typing import Array, Code, FilterBank, Float, Int, PerAxis, Shaped, Signal
+
+Padding: TypeAlias = Literal["valid", "same"]
+Method: TypeAlias = Literal["conv", "patches"]
+
+#: ``method="auto"`` on a CPU: the most multiply-adds of one analysis for which patches are chosen.
+PATCHES_LIMIT = 2**24
+
+
+class SparseEntries(Protocol):
+    """What `synthesis_sparse` reads of a code; `cnninv_jax.sparsity.SparseCode` is one."""
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """Shape (K, *n) of the dense code."""
+        ...
+
+    @property
+    def filter_indices(self) -> Int[Array, " k"]:
+        """Filter of every entry."""
+        ...
+
+    @property
+    def shifts(self) -> Int[Array, "k rank"]:
+        """Shift of every entry, per spatial axis, in [0, n)."""
+        ...
+
+    @property
+    def values(self) -> Float[Array, " k"]:
+        """Value of every entry."""
+        ...
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["filters"],
+    meta_fields=["signal_shape", "stride", "padding", "method"],
+)
+@dataclasses.dataclass(frozen=True)
+class ConvOperator:
+    """The matrix W of one convolutional layer; build it with `conv_operator`, which validates.
+
+    Attributes:
+        filters: filter bank w, [K, M, *ell]; the only leaf.
+        signal_shape: spatial signal length D per axis (static).
+        stride: t per axis (static).
+        padding: ``"valid"`` (the theory's) or ``"same"`` (zeros around x) (static).
+        method: ``"conv"`` or ``"patches"``, how products are computed (static).
+    """
+
+    filters: FilterBank
+    signal_shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: Padding
+    method: Method
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial axes."""
+        return len(self.signal_shape)
+
+    @property
+    def num_filters(self) -> int:
+        """K."""
+        return self.filters.shape[-self.rank - 2]
+
+    @property
+    def channels(self) -> int:
+        """M."""
+        return self.filters.shape[-self.rank - 1]
+
+    @property
+    def length(self) -> tuple[int, ...]:
+        """Filter length ell per axis."""
+        return self.filters.shape[-self.rank :]
+
+    @property
+    def shifts(self) -> tuple[int, ...]:
+        """Shifts n per axis: (D - ell)/t + 1 for valid padding, ceil(D/t) for same."""
+        axes = zip(self.signal_shape, self.length, self.stride, strict=True)
+        if self.padding == "same":
+            return tuple(-(-size // step) for size, _, step in axes)
+        return tuple((size - ell) // step + 1 for size, ell, step in axes)
+
+    @property
+    def margins(self) -> tuple[tuple[int, int], ...]:
+        """Zeros put before and after x per axis so that it is exactly (n - 1) t + ell long.
+
+        With same padding they are TensorFlow's and JAX's; the second number is negative where the last samples
+        of x are seen by no shift (stride longer than the filter).
+        """
+        margins = []
+        for size, ell, step, n in zip(self.signal_shape, self.length, self.stride, self.shifts, strict=True):
+            total = (n - 1) * step + ell - size
+            before = max(total, 0) // 2
+            margins.append((before, total - before))
+        return tuple(margins)
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """(K, *n), the shape of h = W x and of z."""
+        return (self.num_filters, *self.shifts)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(M, *D), the shape of x."""
+        return (self.channels, *self.signal_shape)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Dtype of the filters."""
+        return self.filters.dtype
+
+
+def conv_operator(
+    filters: ArrayLike,
+    signal_shape: PerAxis,
+    *,
+    stride: PerAxis = 1,
+    padding: str = "valid",
+    method: str = "auto",
+) -> ConvOperator:
+    """Build the operator W of a convolutional layer (Gilbert et al. 2017, 2.2).
+
+    Args:
+        filters: filter bank w, [K, M, ell] or [K, M, ell_1, ell_2]; may be traced.
+        signal_shape: spatial length D, one integer or one per axis; channels not included.
+        stride: t, one integer or one per axis.
+        padding: ``"valid"`` needs an integer n = (D - ell)/t + 1; ``"same"`` surrounds x by zeros as JAX and
+            TensorFlow do, n = ceil(D/t), and the adjoint crops.
+        method: ``"conv"`` (``lax.conv_general_dilated``), ``"patches"`` (slices of x times one matrix), or
+            ``"auto"``: patches on a CPU for layers of up to `PATCHES_LIMIT` multiply-adds, conv otherwise.
+
+    Returns:
+        The operator; its geometry is static, its filters are data.
+
+    Raises:
+        ValueError: filters of another rank or empty, a filter longer than the signal, a non-integer n (the
+            message names the nearest valid D), an unknown padding or method.
+    """
+    bank = as_float(filters)
+    if bank.ndim not in (3, 4):
+        raise ValueError(
+            f"expected filters of shape [K, M, ell] (1-D) or [K, M, ell_1, ell_2] (2-D), got {bank.shape}; "
+            "from a Flax kernel use from_flax_kernel"
+        )
+    if 0 in bank.shape:
+        raise ValueError(f"expected at least one filter, channel and tap, got filters of shape {bank.shape}")
+    rank = bank.ndim - 2
+    size = per_axis(signal_shape, rank, "signal_shape")
+    step = per_axis(stride, rank, "stride")
+    if padding not in ("valid", "same"):
+        raise ValueError(f"expected padding to be 'valid' or 'same', got {padding!r}")
+    if method not in ("auto", "conv", "patches"):
+        raise ValueError(f"expected method to be 'auto', 'conv' or 'patches', got {method!r}")
+    if padding == "valid":
+        _check_geometry(size, bank.shape[2:], step)
+    operator = ConvOperator(bank, size, step, padding, "conv")
+    chosen = _choose_method(operator) if method == "auto" else method
+    return dataclasses.replace(operator, method=chosen)
+
+
+def _check_geometry(signal_shape: tuple[int, ...], length: tuple[int, ...], stride: tuple[int, ...]) -> None:
+    """Refuse a filter longer than the signal and a number of shifts that is no integer."""
+    for axis, (size, ell, step) in enumerate(zip(signal_shape, length, stride, strict=True)):
+        if ell > size:
+            raise ValueError(
+                f"expected a signal at least as long as the filter, got D = {size} and l = {ell} on spatial axis "
+                f"{axis}; use D >= {ell} or padding='same'"
+            )
+        rest = (size - ell) % step
+        if rest:
+            raise ValueError(
+                f"expected an integer number of shifts n = (D - l)/t + 1, got D = {size}, l = {ell}, t = {step} on "
+                f"spatial axis {axis}; the nearest valid D are {size - rest} and {size - rest + step}"
+            )
+
+
+def _choose_method(op: ConvOperator) -> Method:
+    """Choose by backend and size; the geometry is all that is known here, not the batching around it.
+
+    Multiply-adds of one analysis are K * prod(n) * M * prod(ell). The rule rests on the table in
+    ``operators`` (package docstring).
+    """
+    if jax.default_backend() != "cpu":
+        return "conv"
+    work = math.prod(op.code_shape) * op.channels * math.prod(op.length)
+    return "patches" if work <= PATCHES_LIMIT else "conv"
+
+
+def _check_shape(array: Array, expected: tuple[int, ...], name: str, axes: str) -> None:
+    if array.shape != expected:
+        raise ValueError(
+            f"expected {name} of shape {axes} = {expected}, got {array.shape}; operators take one example, "
+            "use jax.vmap for a batch"
+        )
+
+
+def _same_dtype(op: ConvOperator, array: ArrayLike) -> tuple[Array, Array]:
+    """Return filters and array in one dtype: integers take the filters', mixed floats the wider one."""
+    value = jnp.asarray(array)
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        value = value.astype(op.dtype)
+    value = as_float(value)
+    dtype = jnp.promote_types(value.dtype, op.dtype)
+    return op.filters.astype(dtype), value.astype(dtype)
+
+
+def analysis(op: ConvOperator, x: ArrayLike) -> Code:
+    """Return h = W x, h[i, j] = sum over m, s of w[i, m, s] x[m, j t + s] (Gilbert et al. 2017, 2.2).
+
+    Args:
+        op: the layer, K filters of length ell over M channels.
+        x: signal, [M, *D].
+
+    Returns:
+        Hidden units before pooling, [K, *n], in the wider dtype of filters and x.
+
+    Raises:
+        ValueError: x is not of shape (M, *D).
+    """
+    filters, signal = _same_dtype(op, x)
+    _check_shape(signal, op.input_shape, "a signal", "(M, *D)")
+    if op.method == "conv":
+        batch = jax.lax.conv_general_dilated(
+            signal[None], filters, window_strides=op.stride, padding=op.margins, precision=PRECISION
+        )
+        return batch[0]
+    margins = ((0, 0, 0), *((before, after, 0) for before, after in op.margins))
+    patches = _unfold(jax.lax.pad(signal, jnp.zeros((), signal.dtype), margins), op)
+    matrix = filters.reshape(op.num_filters, -1)
+    product = jnp.matmul(matrix, patches.reshape(matrix.shape[1], -1), precision=PRECISION)
+    return product.reshape(op.code_shape)
+
+
+def synthesis(op: ConvOperator, z: ArrayLike) -> Signal:
+    """Return x = W^T z, the exact adjoint of `analysis`: a sum of filters shifted by j t (Gilbert et al. 2017, 2.2).
+
+    Args:
+        op: the layer, K filters of length ell over M channels.
+        z: code, [K, *n].
+
+    Returns:
+        Signal, [M, *D], in the wider dtype of filters and z; with same padding the outside is cropped.
+
+    Raises:
+        ValueError: z is not of shape (K, *n).
+    """
+    filters, code = _same_dtype(op, z)
+    _check_shape(code, op.code_shape, "a code", "(K, *n)")
+    if op.method == "conv":
+        flipped = jnp.flip(jnp.swapaxes(filters, 0, 1), axis=tuple(range(2, 2 + op.rank)))
+        padding = [
+            (ell - 1 - before, ell - 1 - after)
+            for ell, (before, after) in zip(op.length, op.margins, strict=True)
+        ]
+        batch = jax.lax.conv_general_dilated(
+            code[None],
+            flipped,
+            window_strides=(1,) * op.rank,
+            padding=padding,
+            lhs_dilation=op.stride,
+            precision=PRECISION,
+        )
+        return batch[0]
+    matrix = filters.reshape(op.num_filters, -1)
+    patches = jnp.matmul(matrix.T, code.reshape(op.num_filters, -1), precision=PRECISION)
+    return _crop(_fold(patches.reshape(op.channels, *op.length, *op.shifts), op), op)
+
+
+def synthesis_sparse(op: ConvOperator, code: SparseEntries) -> Signal:
+    """Return x = W^T z of a sparse z: the k shifted filters, scattered and added (Gilbert et al. 2017, 2.3).
+
+    Args:
+        op: the layer.
+        code: entries (filter, shift, value) of z; entries of equal position add. An entry whose shift lies
+            outside [0, n) adds nothing.
+
+    Returns:
+        Signal, [M, *D], equal to ``synthesis(op, code.to_dense())``.
+
+    Raises:
+        ValueError: the code belongs to another (K, *n).
+
+    Cost: k M prod(ell) multiply-adds; the dense code never exists.
+    """
+    if tuple(code.code_shape) != op.code_shape:
+        raise ValueError(
+            f"expected a sparse code of shape (K, *n) = {op.code_shape}, got {tuple(code.code_shape)}; sample it "
+            "with num_filters=op.num_filters and shifts=op.shifts"
+        )
+    filters, values = _same_dtype(op, code.values)
+    atoms = filters[code.filter_indices] * values.reshape(-1, *(1,) * (op.rank + 1))
+    padded = tuple((n - 1) * step + ell for n, step, ell in zip(op.shifts, op.stride, op.length, strict=True))
+    numbers = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=tuple(range(1, op.rank + 2)),
+        inserted_window_dims=(),
+        scatter_dims_to_operand_dims=tuple(range(1, op.rank + 1)),
+    )
+    starts = code.shifts * jnp.asarray(op.stride, code.shifts.dtype).reshape(1, op.rank)
+    signal = jax.lax.scatter_add(
+        jnp.zeros((op.channels, *padded), atoms.dtype),
+        starts,
+        atoms,
+        numbers,
+        mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
+    )
+    return _crop(signal, op)
+
+
+def as_matrix(op: ConvOperator) -> Float[Array, "rows columns"]:
+    """Return the dense W, [K * prod(n), M * prod(D)]: row (i, j) is filter i shifted by j t. For small sizes."""
+    size = math.prod(op.input_shape)
+    basis = jnp.eye(size, dtype=op.dtype).reshape(size, *op.input_shape)
+    columns = jax.vmap(lambda x: analysis(op, x).ravel())(basis)
+    return columns.T
+
+
+def _unfold(x: Shaped[Array, "M *padded"], op: ConvOperator) -> Shaped[Array, "M *ell *n"]:
+    """Stack the strided slices of x, one axis after the other: sum(ell) slices in place of prod(ell)."""
+    for axis, (ell, step, n) in enumerate(zip(op.length, op.stride, op.shifts, strict=True)):
+        # Axes so far: M, the axis taps done, the axis shift axes done, then the rest of x.
+        at = 1 + 2 * axis
+        slices = [jax.lax.slice_in_dim(x, tap, tap + (n - 1) * step + 1, step, axis=at) for tap in range(ell)]
+        x = jnp.stack(slices, axis=1 + axis)
+    return x
+
+
+def _fold(patches: Shaped[Array, "M *ell *n"], op: ConvOperator) -> Shaped[Array, "M *padded"]:
+    """Add overlapping patches: the transpose of `_unfold`, its axes in reverse."""
+    zero = jnp.zeros((), patches.dtype)
+    axes = list(enumerate(zip(op.length, op.stride, op.shifts, strict=True)))
+    for axis, (ell, step, n) in reversed(axes):
+        at = 1 + 2 * axis
+        taps = [jax.lax.index_in_dim(patches, tap, axis=1 + axis, keepdims=False) for tap in range(ell)]
+        full = (n - 1) * step + ell
+        widths = [
+            [(0, 0, 0)] * at
+            + [(tap, full - tap - (n - 1) * step - 1, step - 1)]
+            + [(0, 0, 0)] * (taps[0].ndim - at - 1)
+            for tap in range(ell)
+        ]
+        terms = [jax.lax.pad(array, zero, width) for array, width in zip(taps, widths, strict=True)]
+        patches = _pairwise_sum(terms)
+    return patches
+
+
+def _pairwise_sum(terms: list[Array]) -> Array:
+    """Add arrays as a balanced tree: log2 of their number in rounding and in depth."""
+    while len(terms) > 1:
+        pairs = itertools.zip_longest(terms[::2], terms[1::2])
+        terms = [first if second is None else first + second for first, second in pairs]
+    return terms[0]
+
+
+def _crop(x: Shaped[Array, "M *padded"], op: ConvOperator) -> Signal:
+    """Take back the margins: the transpose of the padding in `analysis`."""
+    widths = ((0, 0, 0), *((-before, -after, 0) for before, after in op.margins))
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), widths)
+
+
+def from_flax_kernel(kernel: ArrayLike) -> FilterBank:
+    """Return filters [K, M, *ell] from a Flax convolution kernel [*ell, M, K]; the same cross-correlation."""
+    array = jnp.asarray(kernel)
+    if array.ndim not in (3, 4):
+        raise ValueError(
+            f"expected a Flax kernel of shape [*ell, M, K] with 1 or 2 spatial axes, got {array.shape}"
+        )
+    return jnp.moveaxis(array, (-1, -2), (0, 1))
+
+
+def to_flax_kernel(filters: ArrayLike) -> Float[Array, "*ell M K"]:
+    """Return a Flax convolution kernel [*ell, M, K] from filters [K, M, *ell]; undoes `from_flax_kernel`."""
+    array = jnp.asarray(filters)
+    if array.ndim not in (3, 4):
+        raise ValueError(
+            f"expected filters of shape [K, M, *ell] with 1 or 2 spatial axes, got {array.shape}"
+        )
+    return jnp.moveaxis(array, (0, 1), (-1, -2))
