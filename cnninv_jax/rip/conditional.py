@@ -63,7 +63,7 @@ class _Inactive(NamedTuple):
     covariance: Float[Array, "n n"]  # P P^T
     columns: Float[Array, "n n"]  # its factors, see `ldl_factor`
     scales: Float[Array, " n"]
-    responses: Float[Array, "n K-k"]  # L seeds
+    cholesky: Float[Array, "n n"]  # L
     seeds: Float[Array, "n K-k"]
     order: Int[Array, " K-k"]  # rank by |max-pooled response| among themselves
     wins: Bool[Array, " K-k"]  # among the k first of all filters
@@ -92,7 +92,8 @@ def draw(key: PRNGKeyArray, geometry: Geometry, values: str, dtype: jnp.dtype) -
     covariance = _fold(jnp.add, jnp.stack([_every(geo, _every(geo, gram, s), s, axis=1) for s in range(geo.length)]))
 
     columns, solved, scales = ldl_factor(covariance, _responses(geo, signal, fresh, slots).T)
-    inactive = _product(columns * jnp.sqrt(scales), seeds)  # responses of the K - k other filters, [n, K - k]
+    cholesky = columns * jnp.sqrt(scales)
+    inactive = _product(cholesky, seeds)  # responses of the K - k other filters, [n, K - k]
 
     # Ranks among all K filters by |max-pooled response|; the k first survive M.
     mine, theirs = (_fold(jnp.maximum, h * h) for h in (answers, inactive))
@@ -100,7 +101,7 @@ def draw(key: PRNGKeyArray, geometry: Geometry, values: str, dtype: jnp.dtype) -
     order = _beaten_by(theirs, theirs)
     inactive_wins = order + _beaten_by(theirs, mine) < geo.k
 
-    state = _Inactive(signal, covariance, columns, scales, inactive, seeds, order, inactive_wins)
+    state = _Inactive(signal, covariance, columns, scales, cholesky, seeds, order, inactive_wins)
     model, fixed = _completed(geo, state, 0, fresh, solved)
     rest = min(geo.k, geo.num_filters - geo.k) - slots
     if rest:
@@ -112,23 +113,16 @@ def draw(key: PRNGKeyArray, geometry: Geometry, values: str, dtype: jnp.dtype) -
     position, value = _peaks(answers)
     value = jnp.where(active_wins, value, 0.0)
     at_support = _fold(jnp.add, jnp.where(_is(geo, positions), answers, 0.0))  # h on the support of z
-    difference = jnp.concatenate(
-        [
-            _both_placed(geo, position, value) - _both_placed(geo, positions, z, fixed=False),
-            _placed(geo, positions, at_support - z),
-        ],
-        axis=1,
-    )
-    both = _product(active, difference)
-    width = geo.signal_length + geo.length
-    active_model, active_fixed = _split(geo, both[:, :width])
+    change = _both_placed(geo, position, value) - _both_placed(geo, positions, z, fixed=False)
+    active_model, active_fixed = _split(geo, _product(active, change))
+    known = _product(active, _placed(geo, positions, at_support - z))
     start = signal[:, : geo.length]
     fixed_error = energy - _sum_of_squares(start) + _sum_of_squares(active_fixed + fixed - start)
     return {
         "model_rip": jnp.sqrt(energy / code_energy),
         "restricted_gram": jnp.sqrt(jnp.sum(at_support * at_support) / code_energy),
         "full_gram": jnp.sqrt((_sum_of_squares(answers) + _sum_of_squares(inactive)) / code_energy),
-        "error_known_support": jnp.sqrt(_sum_of_squares(both[:, width:]) / energy),
+        "error_known_support": jnp.sqrt(_sum_of_squares(known) / energy),
         "error_model": jnp.sqrt(_sum_of_squares(active_model + model) / energy),
         "error_fixed": jnp.sqrt(fixed_error / energy),
     }
@@ -148,7 +142,8 @@ def _completed(
     """
     ranks = first + np.arange(solved.shape[0], dtype=np.int32)
     chosen = ((state.order[:, None] == ranks) & state.wins[:, None]).astype(fresh.dtype)
-    response, seed = _product(state.responses, chosen), _product(state.seeds, chosen)
+    seed = _product(state.seeds, chosen)
+    response = _product(state.cholesky, seed)
     # P w = L seed, hence (P P^T)^-1 (P w - P w') = L^-T (seed - L^-1 P w').
     weights = ldl_solve_transposed(state.columns, state.scales, seed - solved.T)
     filters = fresh + _product(state.signal, _spread(geo, weights))

@@ -1,0 +1,175 @@
+"""One draw of the model-RIP ratios and reconstruction errors (Gilbert et al. 2017, Figs. 2 and 3)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from cnninv_jax import filters as ensembles
+from cnninv_jax._numerics import float_dtype, per_axis
+from cnninv_jax._typing import Array, Code, Float, PerAxis, PRNGKeyArray
+from cnninv_jax.operators import ConvOperator, analysis, conv_operator, synthesis_sparse
+from cnninv_jax.rip import conditional
+from cnninv_jax.sparsity import SparseCode, project_sparse, sample_code, support_size, window
+
+Sampling: TypeAlias = Literal["auto", "plain", "conditional"]
+Ratios: TypeAlias = dict[str, Float[Array, ""]]
+
+
+def ratios_of_code(op: ConvOperator, code: SparseCode) -> Ratios:
+    """Return the ratios and errors of x = W^T z for one code z in M_k (Gilbert et al. 2017, eq. 1, B.1 and Thm 3.3).
+
+    Args:
+        op: the layer W.
+        code: z, k entries in k different blocks; its pooling window is that of M.
+
+    Returns:
+        The six readings of `READINGS`, in the wider dtype of filters and code; a code or signal of norm zero gives NaN.
+
+    Raises:
+        ValueError: the code belongs to another (K, *n).
+
+    Cost: one analysis, K prod(n) M prod(ell) multiply-adds, and four sparse syntheses.
+    """
+    signal = synthesis_sparse(op, code)
+    responses = analysis(op, signal)
+    at_support = responses[(code.filter_indices, *jnp.moveaxis(code.shifts, -1, 0))]
+    kept = project_sparse(responses, code.size, pool=code.pool)
+    cell = jnp.asarray(window(op.shifts, code.pool), kept.shifts.dtype)[None]
+    unsampled = dataclasses.replace(kept, shifts=kept.shifts // cell * cell)
+
+    def error(estimate: SparseCode) -> Float[Array, ""]:
+        return _norm(synthesis_sparse(op, estimate) - signal) / _norm(signal)
+
+    size = _norm(code.values)
+    return {
+        "model_rip": _norm(signal) / size,
+        "restricted_gram": _norm(at_support) / size,
+        "full_gram": _norm(responses) / size,
+        "error_known_support": error(dataclasses.replace(code, values=at_support)),
+        "error_model": error(kept),
+        "error_fixed": error(unsampled),
+    }
+
+
+def ratios(
+    key: PRNGKeyArray,
+    op: ConvOperator,
+    k: float,
+    *,
+    pool: PerAxis | None = None,
+    values: str = "uniform",
+) -> Ratios:
+    """Draw a code of M_k and return its ratios under a given layer: one draw of Gilbert et al. 2017, Fig. 3a.
+
+    Args:
+        key: typed key.
+        op: the layer W; a new filter bank of equal shape compiles nothing anew.
+        k: number of non-zeros, or a fraction of the code's entries; static.
+        pool: pooling window of M_k; None for whole filter responses.
+        values: distribution of the non-zeros, see `sample_code`.
+
+    Returns:
+        The six readings of `READINGS`.
+
+    Raises:
+        ValueError: k is not between 1 and the number of blocks.
+    """
+    code = sample_code(key, op.num_filters, op.shifts, k, pool=pool, values=values, dtype=op.dtype)
+    return ratios_of_code(op, code)
+
+
+def draw_ratios(
+    key: PRNGKeyArray,
+    num_filters: int,
+    channels: int,
+    length: PerAxis,
+    signal_shape: PerAxis,
+    k: float,
+    *,
+    stride: PerAxis = 1,
+    padding: str = "valid",
+    pool: PerAxis | None = None,
+    ensemble: str = "gaussian",
+    normalize: bool = False,
+    values: str = "uniform",
+    sampling: Sampling = "auto",
+    dtype: jax.typing.DTypeLike | None = None,
+) -> Ratios:
+    """Draw filters and a code; return the ratios: one draw of Gilbert et al. 2017, Fig. 2.
+
+    Args:
+        key: typed key.
+        num_filters: K.
+        channels: M.
+        length: filter length ell, one integer (1-D) or one per axis.
+        signal_shape: signal length D, likewise.
+        k: number of non-zeros, or a fraction of the code's entries; static.
+        stride: t.
+        padding: ``"valid"`` or ``"same"``.
+        pool: pooling window of M_k; None for whole filter responses.
+        ensemble: distribution of the filters' entries, a name in `cnninv_jax.filters.ENSEMBLES`.
+        normalize: scale every filter to unit norm.
+        values: distribution of the non-zeros of z, see `sample_code`.
+        sampling: ``"plain"`` draws every filter. ``"conditional"`` draws the filters outside the support through
+            their responses to x only: the same law at a third of the random numbers, for 1-D Gaussian filters that
+            are not normalised, whole responses as blocks, valid padding. ``"auto"`` takes it where it applies.
+        dtype: of filters and code; JAX's default float for None.
+
+    Returns:
+        The six readings of `READINGS`.
+
+    Raises:
+        ValueError: sizes that do not fit, an unknown name, or conditional sampling where it does not apply.
+    """
+    kind = float_dtype(dtype)
+    taps = (length,) if isinstance(length, int) else tuple(length)
+    if ensemble not in ensembles.ENSEMBLES:
+        raise ValueError(f"expected ensemble to be one of {', '.join(ensembles.ENSEMBLES)}, got {ensemble!r}")
+    if sampling not in ("auto", "plain", "conditional"):
+        raise ValueError(f"expected sampling to be 'auto', 'plain' or 'conditional', got {sampling!r}")
+    if sampling != "plain":
+        geometry, obstacle = _conditional_geometry(
+            num_filters, channels, taps, signal_shape, k, stride, padding, pool, ensemble, normalize, values
+        )
+        if geometry is not None:
+            return conditional.draw(key, geometry, values, kind)
+        if sampling == "conditional":
+            raise ValueError(f"conditional sampling does not apply: {obstacle}; use sampling='plain'")
+    filter_key, code_key = jax.random.split(key)
+    bank = ensembles.ENSEMBLES[ensemble](filter_key, num_filters, channels, taps, normalize=normalize, dtype=kind)
+    op = conv_operator(bank, signal_shape, stride=stride, padding=padding)
+    return ratios(code_key, op, k, pool=pool, values=values)
+
+
+def _conditional_geometry(
+    num_filters: int, channels: int, taps: tuple[int, ...], signal_shape: PerAxis, k: float, stride: PerAxis,
+    padding: str, pool: PerAxis | None, ensemble: str, normalize: bool, values: str,
+) -> tuple[conditional.Geometry | None, str]:
+    """Return the sizes for conditional sampling, or None and why it does not apply."""
+    if ensemble != "gaussian" or normalize:
+        return None, "the filters must be i.i.d. Gaussian and not normalised"
+    if len(taps) != 1 or padding != "valid" or pool is not None:
+        return None, "it needs one spatial axis, valid padding and whole filter responses as blocks"
+    if values not in ("uniform", "gaussian", "signs"):
+        raise ValueError(f"expected values to be 'uniform', 'gaussian' or 'signs', got {values!r}")
+    # The operator's own checks and arithmetic, without an array.
+    shape = jax.ShapeDtypeStruct((num_filters, channels, *taps), jnp.float32)
+    op = jax.eval_shape(lambda bank: conv_operator(bank, signal_shape, stride=stride), shape)
+    size = support_size(k, op.code_shape)
+    geometry = conditional.Geometry(
+        num_filters, channels, taps[0], op.signal_shape[0], per_axis(stride, 1, "stride")[0], size
+    )
+    if not conditional.supported(geometry):
+        return None, (
+            f"it needs k < K <= {conditional.MAX_FILTERS}, n <= {conditional.MAX_SHIFTS} and 2 n <= M l, got "
+            f"k = {size}, K = {num_filters}, n = {geometry.shifts}, M l = {channels * taps[0]}"
+        )
+    return geometry, ""
+
+
+def _norm(array: Code) -> Float[Array, ""]:
+    return jnp.sqrt(jnp.sum(jnp.square(array)))
