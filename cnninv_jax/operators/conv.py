@@ -1,8 +1,8 @@
 """The convolution matrix W of a CNN layer as a matrix-free operator: analysis W x, synthesis W^T z.
 
-Gilbert et al. 2017, 2.2: row (i, j) of W is filter i shifted by j t, so that h = W x is a CNN's cross-correlation
-and x = W^T z a sum of shifted filters. A `ConvOperator` is a pytree whose only leaf is the filter bank: a new
-bank of the same shape never recompiles, and ``vmap`` over operators maps over banks.
+Gilbert et al. 2017, 2.2: row (i, j) of W is filter i shifted by j t, so that h = W x is a CNN's
+cross-correlation and x = W^T z a sum of shifted filters. A `ConvOperator` is a pytree whose only leaf is the
+filter bank: a new bank of the same shape never recompiles, and ``vmap`` over operators maps over banks.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ class ConvOperator:
     def margins(self) -> tuple[tuple[int, int], ...]:
         """Zeros put before and after x per axis so that it is exactly (n - 1) t + ell long.
 
-        With same padding they are TensorFlow's and JAX's; the second number is negative where the last samples
-        of x are seen by no shift (stride longer than the filter).
+        With same padding they are TensorFlow's and JAX's; the second number is negative where the last
+        samples of x are seen by no shift (stride longer than the filter).
         """
         margins = []
         for size, ell, step, n in zip(self.signal_shape, self.length, self.stride, self.shifts, strict=True):
@@ -185,14 +185,14 @@ def _check_geometry(signal_shape: tuple[int, ...], length: tuple[int, ...], stri
     for axis, (size, ell, step) in enumerate(zip(signal_shape, length, stride, strict=True)):
         if ell > size:
             raise ValueError(
-                f"expected a signal at least as long as the filter, got D = {size} and l = {ell} on spatial axis "
-                f"{axis}; use D >= {ell} or padding='same'"
+                f"expected a signal at least as long as the filter, got D = {size} and l = {ell} on "
+                f"spatial axis {axis}; use D >= {ell} or padding='same'"
             )
         rest = (size - ell) % step
         if rest:
             raise ValueError(
-                f"expected an integer number of shifts n = (D - l)/t + 1, got D = {size}, l = {ell}, t = {step} on "
-                f"spatial axis {axis}; the nearest valid D are {size - rest} and {size - rest + step}"
+                f"expected an integer n = (D - l)/t + 1, got D = {size}, l = {ell}, "
+                f"t = {step} on spatial axis {axis}; the nearest valid D are {size - rest} and {size - rest + step}"
             )
 
 
@@ -254,7 +254,7 @@ def analysis(op: ConvOperator, x: ArrayLike) -> Code:
 
 
 def synthesis(op: ConvOperator, z: ArrayLike) -> Signal:
-    """Return x = W^T z, the exact adjoint of `analysis`: a sum of filters shifted by j t (Gilbert et al. 2017, 2.2).
+    """Return x = W^T z, the exact adjoint of `analysis`: a sum of shifted filters (Gilbert et al. 2017, 2.2).
 
     Args:
         op: the layer, K filters of length ell over M channels.
@@ -306,8 +306,8 @@ def synthesis_sparse(op: ConvOperator, code: SparseEntries) -> Signal:
     """
     if tuple(code.code_shape) != op.code_shape:
         raise ValueError(
-            f"expected a sparse code of shape (K, *n) = {op.code_shape}, got {tuple(code.code_shape)}; sample it "
-            "with num_filters=op.num_filters and shifts=op.shifts"
+            f"expected a sparse code of shape (K, *n) = {op.code_shape}, got {tuple(code.code_shape)}; "
+            "sample it with num_filters=op.num_filters and shifts=op.shifts"
         )
     filters, values = _same_dtype(op, code.values)
     atoms = filters[code.filter_indices] * values.reshape(-1, *(1,) * (op.rank + 1))
@@ -329,14 +329,14 @@ def synthesis_sparse(op: ConvOperator, code: SparseEntries) -> Signal:
 
 
 def as_matrix(op: ConvOperator) -> Float[Array, "rows columns"]:
-    """Return the dense W, [K * prod(n), M * prod(D)]: row (i, j) is filter i shifted by j t. For small sizes."""
+    """Return the dense W, [K * prod(n), M * prod(D)], row (i, j) filter i shifted by j t; for small sizes."""
     size = math.prod(op.input_shape)
     basis = jnp.eye(size, dtype=op.dtype).reshape(size, *op.input_shape)
     columns = jax.vmap(lambda x: analysis(op, x).ravel())(basis)
     return columns.T
 
 
-def _unfold(x: Shaped[Array, "M *padded"], op: ConvOperator) -> Shaped[Array, "M *ell *n"]:
+def _unfold(x: Shaped[Array, " M *padded"], op: ConvOperator) -> Shaped[Array, " M *ell *n"]:
     """Stack the strided slices of x, one axis after the other: sum(ell) slices in place of prod(ell)."""
     for axis, (ell, step, n) in enumerate(zip(op.length, op.stride, op.shifts, strict=True)):
         # Axes so far: M, the axis taps done, the axis shift axes done, then the rest of x.
@@ -346,7 +346,7 @@ def _unfold(x: Shaped[Array, "M *padded"], op: ConvOperator) -> Shaped[Array, "M
     return x
 
 
-def _fold(patches: Shaped[Array, "M *ell *n"], op: ConvOperator) -> Shaped[Array, "M *padded"]:
+def _fold(patches: Shaped[Array, " M *ell *n"], op: ConvOperator) -> Shaped[Array, " M *padded"]:
     """Add overlapping patches: the transpose of `_unfold`, its axes in reverse."""
     zero = jnp.zeros((), patches.dtype)
     axes = list(enumerate(zip(op.length, op.stride, op.shifts, strict=True)))
@@ -373,7 +373,7 @@ def _pairwise_sum(terms: list[Array]) -> Array:
     return terms[0]
 
 
-def _crop(x: Shaped[Array, "M *padded"], op: ConvOperator) -> Signal:
+def _crop(x: Shaped[Array, " M *padded"], op: ConvOperator) -> Signal:
     """Take back the margins: the transpose of the padding in `analysis`."""
     widths = ((0, 0, 0), *((-before, -after, 0) for before, after in op.margins))
     return jax.lax.pad(x, jnp.zeros((), x.dtype), widths)

@@ -1,8 +1,8 @@
 """Model-k-sparse codes (Gilbert et al. 2017, 2.3): their sparse form, sampling and counting.
 
-A *block* is one pooling region of one filter: in the theory the whole response (``pool=None``), in a network a
-p-window, partial at the far border (ceil mode). M_k holds the codes with at most one non-zero per block and k in
-total. Blocks are numbered filter by filter and row-major within a filter.
+A *block* is one pooling region of one filter: in the theory the whole response (``pool=None``), in a network
+a p-window, partial at the far border (ceil mode). M_k holds the codes with at most one non-zero per block and
+k in total. Blocks are numbered filter by filter and row-major within a filter.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def support_size(k: float, code_shape: tuple[int, ...], pool: PerAxis | None = N
         raise ValueError(f"expected k to be an integer or a fraction, got {type(k).__name__}")
     if not 1 <= size <= blocks:
         raise ValueError(
-            f"expected 1 <= k <= {blocks} (the number of blocks of a code of shape {tuple(code_shape)} with pool "
-            f"{pool}), got k = {size}" + ("" if size == k else f" from the fraction {k}")
+            f"expected 1 <= k <= {blocks} (the number of blocks of a code of shape {tuple(code_shape)} with "
+            f"pool {pool}), got k = {size}" + ("" if size == k else f" from the fraction {k}")
         )
     return size
 
@@ -139,8 +139,9 @@ def sample_code(
     """Draw a member of M_k (Gilbert et al. 2017, 2.3 and Fig. 2).
 
     k blocks are drawn uniformly without replacement, a shift uniformly within each block, and values
-    independently. Supports of up to `FLOYD_LIMIT` blocks come from Floyd's algorithm (k random integers), larger
-    ones from a sort of 64-bit random words, whose ties (probability below blocks^2 / 2^65) go to the lower block.
+    independently. Supports of up to `FLOYD_LIMIT` blocks come from Floyd's algorithm (k random integers),
+    larger ones from a sort of 64-bit random words, whose ties (probability below blocks^2 / 2^65) go to the
+    lower block.
 
     Args:
         key: random key.

@@ -1,13 +1,13 @@
 """The structured projection M(h, k) of Gilbert et al. 2017 (2.3, eqs. 2 and 3) and the pooling it is made of.
 
-M = block-sparsify(upsample(max-pool(h), switches), k): in every block the entry of largest magnitude, then the k
-blocks of largest magnitude. That is the l2 projection onto M_k. Ties go to the lowest index.
+M = block-sparsify(upsample(max-pool(h), switches), k): in every block the entry of largest magnitude, then
+the k blocks of largest magnitude. That is the l2 projection onto M_k. Ties go to the lowest index.
 
-k is a static integer, a static fraction of the code's entries, or a traced integer. A traced k cannot be refused:
-one outside [0, blocks] is clipped to it.
+k is a static integer, a static fraction of the code's entries, or a traced integer. A traced k cannot be
+refused: one outside [0, blocks] is clipped to it.
 
-NaN outranks every finite number: a NaN wins its block and its block is kept, so that a spoilt input shows in the
-result.
+NaN outranks every finite number: a NaN wins its block and its block is kept, so that a spoilt input shows in
+the result.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Sparsity: TypeAlias = float | Int[Array, ""]
 
 def max_pool(
     h: ArrayLike, pool: PerAxis | None = None, *, nonnegative: bool = False
-) -> tuple[Float[Array, "K *regions"], Int[Array, "K *regions"]]:
+) -> tuple[Float[Array, " K *regions"], Int[Array, " K *regions"]]:
     """Return the winner of every block: its value, with sign, and its position (Gilbert et al. 2017, 2.2).
 
     Args:
@@ -39,8 +39,8 @@ def max_pool(
         nonnegative: the largest value wins in place of the largest magnitude; negatives count as zero.
 
     Returns:
-        Values and switches, both [K, *regions]. A switch is the winner's flat index into n (row-major, int32),
-        the lowest among equals; in a block of zeros it is the block's first.
+        Values and switches, both [K, *regions]. A switch is the winner's flat index into n (row-major,
+        int32), the lowest among equals; in a block of zeros it is the block's first.
     """
     code = _code(h)
     windows = _windows(_scores(code, nonnegative), pool)
@@ -50,7 +50,7 @@ def max_pool(
     return values[..., 0], jnp.take_along_axis(positions, winner, axis=-1)[..., 0]
 
 
-def switches_of(z: ArrayLike, pool: PerAxis | None = None) -> Int[Array, "K *regions"]:
+def switches_of(z: ArrayLike, pool: PerAxis | None = None) -> Int[Array, " K *regions"]:
     """Return where the non-zero of largest magnitude of each block stands, -1 where the block is all zero.
 
     Args:
@@ -62,9 +62,9 @@ def switches_of(z: ArrayLike, pool: PerAxis | None = None) -> Int[Array, "K *reg
 
 
 def unpool(
-    values: Float[Array, "K *regions"], switches: Int[Array, "K *regions"], shifts: PerAxis
-) -> Float[Array, "K *n"]:
-    """Return [K, *n] with every value at its switch and zeros elsewhere (upsample of Gilbert et al. 2017, eq. 2).
+    values: Float[Array, " K *regions"], switches: Int[Array, " K *regions"], shifts: PerAxis
+) -> Float[Array, " K *n"]:
+    """Return [K, *n] with each value at its switch, zeros elsewhere (upsample of Gilbert et al. 2017, eq. 2).
 
     Args:
         values: pooled values, [K, *regions].
@@ -114,18 +114,18 @@ def project(h: ArrayLike, k: Sparsity, *, pool: PerAxis | None = None, nonnegati
 def project_known(
     h: ArrayLike,
     k: Sparsity,
-    switches: Int[Array, "K *regions"] | None = None,
+    switches: Int[Array, " K *regions"] | None = None,
     *,
     pool: PerAxis | None = None,
 ) -> Code:
-    """Return M_known(h, k): the entries of h at given switches, then the k blocks of largest magnitude (eq. 3).
+    """Return M_known(h, k): h at given switches, the k largest of them (Gilbert et al. 2017, eq. 3).
 
     Args:
         h: hidden units, [K, *n].
         k: number of non-zeros: integer, fraction of the entries, or traced integer.
-        switches: flat index into n of the entry each block keeps, [K, *regions], such as `switches_of` a known
-            code; a negative one, or one outside its block, keeps nothing there. None takes h's own max-pooling
-            switches, which makes M_known the same as M. Entries elsewhere are not read.
+        switches: flat index into n of the entry each block keeps, [K, *regions], such as `switches_of` a
+            known code; a negative one, or one outside its block, keeps nothing there. None takes h's own
+            max-pooling switches, which makes M_known the same as M. Entries elsewhere are not read.
         pool: pooling window; None for the whole response.
 
     Returns:
@@ -149,7 +149,7 @@ def project_known(
 
 
 def project_fixed(h: ArrayLike, k: Sparsity, *, pool: PerAxis | None = None) -> Code:
-    """Return M_fixed(h, k): pooled values on the first element of their region ("naive unsampling"), k blocks kept.
+    """Return M_fixed(h, k): the k largest pooled values on the first element of their region (2.3).
 
     Args:
         h: hidden units, [K, *n].
@@ -211,7 +211,7 @@ def _code(h: ArrayLike) -> Code:
 
 
 def _visible(code: Code, nonnegative: bool) -> Code:
-    """What may be kept: the code, or its positive part (NaN stays NaN)."""
+    """Return what may be kept: the code, or its positive part (NaN stays NaN)."""
     return jnp.maximum(code, 0.0) if nonnegative else code
 
 
@@ -219,8 +219,8 @@ def _scores(code: Code, nonnegative: bool) -> Code:
     return jnp.abs(_visible(code, nonnegative))
 
 
-def _windows(array: Shaped[Array, "K *n"], pool: PerAxis | None) -> Shaped[Array, "K *regions p"]:
-    """Cut [K, *n] into regions, one row-major window each; what a partial region lacks is -inf (never a winner)."""
+def _windows(array: Shaped[Array, " K *n"], pool: PerAxis | None) -> Shaped[Array, " K *regions p"]:
+    """Cut [K, *n] into row-major windows, one a region; what a partial one lacks is -inf (never a winner)."""
     n = array.shape[1:]
     p, count = window(n, pool), regions(n, pool)
     missing = [(0, 0, 0), *((0, r * w - size, 0) for r, w, size in zip(count, p, n, strict=True))]
@@ -233,18 +233,25 @@ def _windows(array: Shaped[Array, "K *n"], pool: PerAxis | None) -> Shaped[Array
 
 
 def _dense(
-    windows: Shaped[Array, "K *regions p"], shifts: tuple[int, ...], pool: PerAxis | None
-) -> Shaped[Array, "K *n"]:
+    windows: Shaped[Array, " K *regions p"], shifts: tuple[int, ...], pool: PerAxis | None
+) -> Shaped[Array, " K *n"]:
     """Undo `_windows`."""
     p, count = window(shifts, pool), regions(shifts, pool)
     rank = len(shifts)
-    order = (0, *(axis for pair in zip(range(1, rank + 1), range(rank + 1, 2 * rank + 1)) for axis in pair))
+    order = (
+        0,
+        *(
+            axis
+            for pair in zip(range(1, rank + 1), range(rank + 1, 2 * rank + 1), strict=True)
+            for axis in pair
+        ),
+    )
     merged = windows.reshape(windows.shape[0], *count, *p).transpose(order)
     full = merged.reshape(windows.shape[0], *(r * w for r, w in zip(count, p, strict=True)))
     return full[(slice(None), *(slice(size) for size in shifts))]
 
 
-def _positions(shifts: tuple[int, ...], pool: PerAxis | None) -> Int[np.ndarray, "*regions p"]:
+def _positions(shifts: tuple[int, ...], pool: PerAxis | None) -> Int[np.ndarray, " *regions p"]:
     """Return the flat index into n of every window element, -1 where a partial region has none."""
     p, count = window(shifts, pool), regions(shifts, pool)
     flat = np.arange(math.prod(shifts), dtype=np.int32).reshape(shifts)
@@ -261,15 +268,15 @@ def _ranking(magnitudes: Array) -> Array:
 
 
 def _largest(
-    magnitudes: Float[Array, "K *regions"], k: Sparsity, code_shape: tuple[int, ...], pool: PerAxis | None
-) -> Bool[Array, "K *regions"]:
+    magnitudes: Float[Array, " K *regions"], k: Sparsity, code_shape: tuple[int, ...], pool: PerAxis | None
+) -> Bool[Array, " K *regions"]:
     """Mark the k blocks of largest magnitude, the lower index first among equals."""
     ranking = _ranking(magnitudes).ravel()
     if isinstance(k, jax.Array):
         if k.ndim or not jnp.issubdtype(k.dtype, jnp.integer):
             raise ValueError(
-                f"expected a traced k to be an integer scalar, got shape {k.shape} and dtype {k.dtype}; a fraction "
-                "must be a Python float"
+                f"expected a traced k to be an integer scalar, got shape {k.shape} and dtype {k.dtype}; "
+                "a fraction must be a Python float"
             )
         order = jnp.argsort(ranking, stable=True, descending=True)
         kept = jnp.arange(ranking.size, dtype=k.dtype) < k
