@@ -33,6 +33,12 @@ def float_dtype(dtype: jax.typing.DTypeLike | None) -> jnp.dtype:
     return chosen
 
 
+def wider(first: jax.typing.DTypeLike, second: jax.typing.DTypeLike) -> jnp.dtype:
+    """Return the dtype that holds both, also under strict promotion: this widening is asked for."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(first, second)
+
+
 def per_axis(value: PerAxis, rank: int, name: str, *, minimum: int = 1) -> tuple[int, ...]:
     """Return ``value`` as one integer per spatial axis: ``3`` becomes ``(3, 3)`` for rank 2.
 
@@ -41,7 +47,9 @@ def per_axis(value: PerAxis, rank: int, name: str, *, minimum: int = 1) -> tuple
     """
     entries = tuple(value) if isinstance(value, Sequence) else (value,) * rank
     if len(entries) != rank:
-        raise ValueError(f"expected {name} to be one integer or {rank} of them (one per spatial axis), got {value}")
+        raise ValueError(
+            f"expected {name} to be one integer or {rank} of them (one per spatial axis), got {value}"
+        )
     try:
         integers = tuple(int(entry) for entry in entries)
     except (TypeError, ValueError):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from cnninv_jax._numerics import as_float, float_dtype, per_axis
+from cnninv_jax._numerics import as_float, float_dtype, per_axis, wider
 from cnninv_jax._typing import Array, FilterBank, PerAxis, PRNGKeyArray
 
 #: Ensemble parameters of Random DCN, A.1.2: Gaussian and logistic scale 0.015, uniform on [-0.04, 0.04],
@@ -286,7 +286,7 @@ def _unit(filters: FilterBank) -> FilterBank:
     largest = jnp.max(jnp.abs(filters), axis=axes, keepdims=True)
     scaled = filters / jnp.where(largest == 0, 1.0, largest)
     # In half precision a sum of squares needs more digits than its terms have.
-    wide = scaled.astype(jnp.promote_types(scaled.dtype, np.float32))
+    wide = scaled.astype(wider(scaled.dtype, np.float32))
     norm = jnp.sqrt(jnp.sum(wide * wide, axis=axes, keepdims=True))
     return (wide / jnp.where(norm == 0, 1.0, norm)).astype(filters.dtype)
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from cnninv_jax._numerics import PRECISION, as_float, per_axis
+from cnninv_jax._numerics import PRECISION, as_float, per_axis, wider
 from cnninv_jax._typing import Array, Code, FilterBank, Float, Int, PerAxis, Shaped, Signal
 
 Padding: TypeAlias = Literal["valid", "same"]
@@ -222,7 +222,7 @@ def _same_dtype(op: ConvOperator, array: ArrayLike) -> tuple[Array, Array]:
     if not jnp.issubdtype(value.dtype, jnp.inexact):
         value = value.astype(op.dtype)
     value = as_float(value)
-    dtype = jnp.promote_types(value.dtype, op.dtype)
+    dtype = wider(value.dtype, op.dtype)
     return op.filters.astype(dtype), value.astype(dtype)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from cnninv_jax._numerics import PRECISION, as_float, per_axis
+from cnninv_jax._numerics import PRECISION, as_float, per_axis, wider
 from cnninv_jax._typing import Array, FilterBank, Float, Int, PerAxis, PRNGKeyArray, Scalar
 from cnninv_jax.operators.conv import ConvOperator, analysis, synthesis
 
@@ -87,7 +87,7 @@ def _at_least_float32(op: ConvOperator) -> ConvOperator:
 
 
 def _wide(filters: FilterBank) -> FilterBank:
-    return filters.astype(jnp.promote_types(filters.dtype, np.float32))
+    return filters.astype(wider(filters.dtype, np.float32))
 
 
 def _gram(op: ConvOperator, x: Float[Array, " N"]) -> Float[Array, " N"]:
