@@ -1,6 +1,6 @@
 """The straightforward form of Fig. 2: one draw at a time, np.convolve per filter and channel, float64.
 
-It is what the figure's text says, line by line, and so it is also the reference the fast peers are checked against.
+It is what the figure's text says, line by line, and so it is also what the fast peers are checked against.
 """
 
 from __future__ import annotations

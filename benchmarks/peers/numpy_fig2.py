@@ -1,8 +1,8 @@
 """Fig. 2 in NumPy, batched over draws, float32.
 
-Filters are held as [B, K, l, M] (they are i.i.d., so the order of their axes is free): with x as [B, D, M] a window
-of l positions is one contiguous row of l M numbers, so W x is a product of [K, l M] with [l M, n] per draw and W^T z
-gathers k rows and places them with a product by a [D, k l] matrix of shifted values.
+Filters are held as [B, K, l, M] (they are i.i.d., so the order of their axes is free): with x as [B, D, M] a
+window of l positions is one contiguous row of l M numbers, so W x is a product of [K, l M] with [l M, n] per
+draw, and W^T z gathers k rows and places them with a product by a [D, k l] matrix of shifted values.
 
 RATES_HERE
 """
@@ -109,7 +109,7 @@ class Statistics:
     def __call__(
         self, filters: np.ndarray, support: np.ndarray, positions: np.ndarray, values: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """``filters`` [B, K, l M] are N(0, 1), not yet scaled; the others are [B, k]."""
+        """Take ``filters`` [B, K, l M] of N(0, 1), not yet scaled; the others are [B, k]."""
         batch, taps = self.batch, filters.reshape(-1, TAPS)
         rows = taps.take((self.draw * FILTERS + support).ravel(), 0, out=self.rows, mode="clip")
         x = self.synthesis(rows, positions, values)

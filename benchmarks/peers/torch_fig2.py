@@ -40,8 +40,9 @@ class Statistics:
 
     Args:
         batch: Draws per call.
-        product: How h = W x is computed: ``"n K"`` and ``"K n"`` are bmm with h as [n, K] or [K, n]; ``"baddbmm"``
-            adds up one product per tap without unfolding x; ``"einsum"``; ``"conv"`` is conv1d with a group per draw.
+        product: How h = W x is computed: ``"n K"`` and ``"K n"`` are bmm with h as [n, K] or [K, n];
+            ``"baddbmm"`` adds up one product per tap without unfolding x; ``"einsum"``; ``"conv"`` is conv1d
+            with a group per draw.
         place: How W^T z is put together: ``"bmm"`` with a matrix of shifted values, or ``"index_add"``.
     """
 
@@ -73,7 +74,7 @@ class Statistics:
         return torch.bmm(placement, rows.view(batch, SPARSITY * LENGTH, CHANNELS))
 
     def responses(self, filters: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """h = W x, [B, n, K] or a view of it."""
+        """Compute W x, [B, n, K] or a view of it."""
         batch = self.batch
         if self.product == "conv":
             kernels = filters.view(batch * FILTERS, LENGTH, CHANNELS).transpose(1, 2)
@@ -96,7 +97,7 @@ class Statistics:
     def __call__(
         self, filters: torch.Tensor, support: torch.Tensor, positions: torch.Tensor, values: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """``filters`` [B, K, l M] are N(0, 1), not yet scaled; the others are [B, k]."""
+        """Take ``filters`` [B, K, l M] of N(0, 1), not yet scaled; the others are [B, k]."""
         batch, taps = self.batch, filters.view(-1, TAPS)
         norm = torch.linalg.vector_norm
         rows = taps.index_select(0, (self.first_filter + support).view(-1))
@@ -141,7 +142,7 @@ class Draws:
     Args:
         generator: This worker's stream.
         batch: Draws per call.
-        normals: ``"torch"`` is normal_ into one buffer; ``"numpy"`` lets `numpy_fig2.BoxMuller` fill that buffer.
+        normals: ``"torch"`` is normal_ into one buffer; ``"numpy"`` has `numpy_fig2.BoxMuller` fill it.
         compiled: Whether everything after the random numbers goes through torch.compile.
         options: For `Statistics`.
     """
@@ -186,7 +187,7 @@ def draws(generator: torch.Generator, batch: int, **options: Any) -> dict[str, t
 
 
 def rate(seconds: float, batch: int, threads: int, *, inner_threads: int = 1, **options: Any) -> float:
-    """Measure draws per second with ``threads`` workers, each with ``inner_threads`` of torch's own threads."""
+    """Measure draws per second with ``threads`` workers of ``inner_threads`` torch threads each."""
     torch.set_num_threads(inner_threads)
 
     def make(seed: int) -> Draws:

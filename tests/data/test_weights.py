@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import struct
 import zipfile
+from typing import Any
 
 import h5py
 import ml_dtypes
@@ -18,7 +19,7 @@ from cnninv_jax.data import FilterFileError, check_filters, load_filters
 from cnninv_jax.data._containers import LARGEST_TENSOR_BYTES
 
 
-def bank(shape=(6, 4, 3, 3), dtype=np.float32, seed=0):
+def bank(shape=(6, 4, 3, 3), dtype: Any = np.float32, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
@@ -183,7 +184,7 @@ def test_result_is_frozen(tmp_path):
     with pytest.raises(ValueError, match="read-only"):
         loaded.filters[0, 0, 0, 0] = 1
     with pytest.raises(AttributeError):
-        loaded.layout = "llMK"
+        loaded.layout = "llMK"  # type: ignore[misc]
 
 
 def test_home_directory_is_expanded(tmp_path, monkeypatch):
