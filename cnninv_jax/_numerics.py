@@ -47,9 +47,7 @@ def per_axis(value: PerAxis, rank: int, name: str, *, minimum: int = 1) -> tuple
     """
     entries = tuple(value) if isinstance(value, Sequence) else (value,) * rank
     if len(entries) != rank:
-        raise ValueError(
-            f"expected {name} to be one integer or {rank} of them (one per spatial axis), got {value}"
-        )
+        raise ValueError(f"expected {name} to be one integer or {rank} of them (one per spatial axis), got {value}")
     try:
         integers = tuple(int(entry) for entry in entries)
     except (TypeError, ValueError):

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Experiments: the papers' figures and tables, and the report on filters that someone brings."""

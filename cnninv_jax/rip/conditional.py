@@ -47,7 +47,7 @@ class Geometry(NamedTuple):
 
     @property
     def shifts(self) -> int:
-        """n = (D - l) / t + 1."""
+        """Shifts of a filter, n = (D - l) / t + 1."""
         return (self.signal_length - self.length) // self.stride + 1
 
     @property
@@ -70,7 +70,7 @@ class _Inactive(NamedTuple):
 
 
 def supported(geometry: Geometry) -> bool:
-    """Whether `draw` covers this size: some filter is inactive, and P P^T is small and of full rank but for zero patches."""
+    """Whether `draw` covers this size: an inactive filter, and P P^T small and of full rank but for zero patches."""
     return (
         geometry.k < geometry.num_filters <= MAX_FILTERS
         and geometry.shifts <= MAX_SHIFTS
@@ -175,7 +175,9 @@ def _normals(key: PRNGKeyArray, geo: Geometry, dtype: jnp.dtype) -> tuple[Array,
     return active * scale, fresh * scale, seeds * scale
 
 
-def _code(key: PRNGKeyArray, geo: Geometry, values: str, dtype: jnp.dtype) -> tuple[Int[Array, " k"], Float[Array, " k"]]:
+def _code(
+    key: PRNGKeyArray, geo: Geometry, values: str, dtype: jnp.dtype
+) -> tuple[Int[Array, " k"], Float[Array, " k"]]:
     """Return positions and values of z. Which filters carry them does not matter: filters are exchangeable."""
     place_key, value_key = jax.random.split(key)
     # 23 random bits per position: the most and the least likely differ by n 2^-23 of their probability.

@@ -146,8 +146,17 @@ def draw_ratios(
 
 
 def _conditional_geometry(
-    num_filters: int, channels: int, taps: tuple[int, ...], signal_shape: PerAxis, k: float, stride: PerAxis,
-    padding: str, pool: PerAxis | None, ensemble: str, normalize: bool, values: str,
+    num_filters: int,
+    channels: int,
+    taps: tuple[int, ...],
+    signal_shape: PerAxis,
+    k: float,
+    stride: PerAxis,
+    padding: str,
+    pool: PerAxis | None,
+    ensemble: str,
+    normalize: bool,
+    values: str,
 ) -> tuple[conditional.Geometry | None, str]:
     """Return the sizes for conditional sampling, or None and why it does not apply."""
     if ensemble != "gaussian" or normalize:

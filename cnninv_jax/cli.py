@@ -1,0 +1,134 @@
+"""``cnninv list | reproduce | resume | analyze``: short, and every refusal is one sentence and exit status 2."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+
+from cnninv_jax.experiments.analysis import AnalysisOptions, analyze
+from cnninv_jax.experiments.registry import Experiment, experiments
+from cnninv_jax.experiments.runs import RunOptions, precision_of, reproduce, resume
+from cnninv_jax.montecarlo import Interrupted, MonteCarloError
+
+#: Exit statuses: bad input, and stopped by Ctrl-C or a termination request.
+REFUSED, STOPPED = 2, 130
+#: What `cnninv analyze` shows when no filters are named: those of Gilbert et al. 2017, Fig. 2.
+DEFAULT_FILTERS = "gaussian:K=96,M=32,ell=5"
+_DESCRIPTION = "When can a CNN's input be recovered from its activations?"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    with _polite_termination():
+        try:
+            app = _application()
+            app.cli(prog="cnninv", description=_DESCRIPTION, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+        except Interrupted as stop:
+            return _say(str(stop), STOPPED)
+        except KeyboardInterrupt:
+            return _say("stopped; what a journal holds is safe, start the same command again", STOPPED)
+        except BrokenPipeError:
+            # `cnninv list | head`: the reader has left, which is no failure of ours.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (ValueError, MonteCarloError, OSError) as error:
+            return _say(f"error: {error}", REFUSED)
+    return 0
+
+
+def _application() -> tyro.extras.SubcommandApp:
+    reproduction = tyro.extras.SubcommandApp()
+    for experiment in experiments().values():
+        about = f"{experiment.source}: {experiment.title}."
+        reproduction.command(name=experiment.name, help=about)(_reproduce(experiment))
+    app = tyro.extras.SubcommandApp()
+    app.command(name="list")(_list)
+    app.command(reproduction, name="reproduce", help="Run a paper's figure or table: numbers, table, picture.")
+    app.command(name="resume")(_resume)
+    app.command(name="analyze")(_analyze)
+    return app
+
+
+def _list() -> None:
+    """Show what can be reproduced."""
+    from cnninv_jax.experiments.tables import print_experiments
+
+    print_experiments(experiments().values())
+
+
+def _reproduce(experiment: Experiment[Any]) -> Callable[..., None]:
+    def command(parameters: Any, options: RunOptions) -> None:
+        from cnninv_jax.experiments.tables import print_outcome
+
+        _configure(options.precision)
+        print_outcome(reproduce(experiment, parameters, options))
+
+    # The experiment's own dataclass becomes the flags.
+    command.__annotations__ = {"parameters": experiment.parameters, "options": RunOptions, "return": None}
+    return command
+
+
+def _resume(folder: tyro.conf.Positional[Path], quiet: bool = False) -> None:
+    """Continue a run that was stopped or killed; it ends on the numbers of the uninterrupted run, bit for bit.
+
+    Args:
+        folder: Folder of the run.
+        quiet: No progress.
+    """
+    from cnninv_jax.experiments.tables import print_outcome
+
+    _configure(precision_of(folder))
+    print_outcome(resume(folder, quiet=quiet))
+
+
+def _analyze(options: AnalysisOptions, filters: tyro.conf.Positional[str] = DEFAULT_FILTERS) -> None:
+    """Report on a filter bank: norms, coherence, frame bounds, model-RIP ratios, reconstruction errors.
+
+    Args:
+        options: How.
+        filters: File (.npy, .npz, .safetensors, .h5), or a random ensemble.
+    """
+    from cnninv_jax.experiments.tables import print_report
+
+    _configure(options.precision)
+    print_report(analyze(filters, options))
+
+
+def _configure(precision: str) -> None:
+    """Choose widths and devices before JAX starts; on a CPU, one device per core: no thread waits for another."""
+    if precision == "float64":
+        jax.config.update("jax_enable_x64", True)
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        with contextlib.suppress(RuntimeError):  # the backend runs already: a notebook or a test called `main`
+            jax.config.update("jax_num_cpu_devices", cores)
+
+
+def _say(message: str, status: int) -> int:
+    print(f"cnninv: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+@contextlib.contextmanager
+def _polite_termination() -> Iterator[None]:
+    """Let a scheduler's SIGTERM flush the journal as Ctrl-C does."""
+    try:
+        previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Writing results: whole files or none, and one sentence when the disk says no."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cnninv_jax.montecarlo import ResultError
+
+
+def make_folder(folder: Path) -> Path:
+    """Create a folder for results, or say why it cannot be one.
+
+    Raises:
+        ResultError: there is a file in its place, or no permission, or no space.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Asking the folder itself: a read-only mount and root's missing limits both show only when writing.
+        with tempfile.NamedTemporaryFile(prefix=".probe.", dir=folder):
+            pass
+    except (FileExistsError, NotADirectoryError):
+        raise ResultError(f"expected --out to be a folder, got the file {folder}; choose another place") from None
+    except OSError as error:
+        raise ResultError(f"cannot write into {folder} ({_reason(error)}); choose another place with --out") from None
+    return folder
+
+
+@contextlib.contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Turn an OSError while writing ``what`` into one sentence.
+
+    Raises:
+        ResultError: naming what was not written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ResultError(
+            f"{what} was not written ({_reason(error)}); the draws are safe in the journal: "
+            "make room and start the same command again"
+        ) from None
+
+
+def save_json(content: Mapping[str, Any], path: Path) -> Path:
+    """Write JSON in one piece, readable by strict parsers: what is not finite becomes null."""
+    text = json.dumps(_strict(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    return path
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.ENOSPC or "No space left" in str(error):
+        return "the disk is full"
+    return error.strerror or str(error)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _strict(value.tolist())
+    if isinstance(value, float) and value - value != 0.0:
+        return None
+    return value
