@@ -28,9 +28,7 @@ def analysis(filters: np.ndarray, x: np.ndarray) -> np.ndarray:
     return h
 
 
-def statistics(
-    filters: np.ndarray, support: np.ndarray, positions: np.ndarray, values: np.ndarray
-) -> dict[str, float]:
+def statistics(filters: np.ndarray, support: np.ndarray, positions: np.ndarray, values: np.ndarray) -> dict[str, float]:
     """Compute the six numbers of one draw.
 
     Args:

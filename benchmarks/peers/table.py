@@ -85,9 +85,7 @@ CONTESTANTS: list[Contestant] = [
     _torch("torch, baddbmm per tap", options={"product": "baddbmm"}, variant=True),
     _torch("torch, einsum", options={"product": "einsum"}, variant=True),
     _torch("torch, grouped conv1d", options={"product": "conv"}, variant=True),
-    _torch(
-        "torch, its own threads", options={"inner_threads": os.cpu_count() or 1}, variant=True, environment={}
-    ),
+    _torch("torch, its own threads", options={"inner_threads": os.cpu_count() or 1}, variant=True, environment={}),
     _torch("torch, index_add", options={"place": "index_add"}, variant=True),
 ]
 
@@ -147,12 +145,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Print the table, and write it as JSON where asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=2.0, help="per measurement (default 2)")
-    parser.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, help="workers (default: every core)"
-    )
-    parser.add_argument(
-        "--batches", type=int, nargs="+", help="batch sizes to try (default: each form's own list)"
-    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="workers (default: every core)")
+    parser.add_argument("--batches", type=int, nargs="+", help="batch sizes to try (default: each form's own list)")
     parser.add_argument("--only", nargs="+", default=[], help="parts of names to measure")
     parser.add_argument("--all", action="store_true", help="also the variants that did not win")
     parser.add_argument("--json", help="write the measurements to this file")
@@ -183,9 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
         cells = []
         for column, threads, processes, keep in columns:
             rates = {
-                batch: measure(
-                    one, given.seconds, batch, threads=threads, processes=processes, keep_pages=keep
-                )
+                batch: measure(one, given.seconds, batch, threads=threads, processes=processes, keep_pages=keep)
                 for batch in given.batches or one.batches
             }
             best = max(rates, key=lambda batch: rates[batch])

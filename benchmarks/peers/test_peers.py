@@ -22,8 +22,7 @@ def problem():
     inputs = filters.reshape(BATCH, FILTERS, TAPS), support, positions, values
     scaled = filters.transpose(0, 1, 3, 2).astype(np.float64) * SCALE
     rows = [
-        convolve_fig2.statistics(*one)
-        for one in zip(scaled, support, positions, values.astype(float), strict=True)
+        convolve_fig2.statistics(*one) for one in zip(scaled, support, positions, values.astype(float), strict=True)
     ]
     return inputs, {name: [row[name] for row in rows] for name in EXPECTED}
 

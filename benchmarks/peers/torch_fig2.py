@@ -3,7 +3,34 @@
 The arrays are laid out as in `numpy_fig2`: filters [B, K, l, M] and x [B, D, M], so that a window of x is one
 contiguous row.
 
-RATES_HERE
+Tried, draws per second of one worker on a 2-core AVX-512 CPU that had other work to do (best of several runs;
+repeated runs differ by up to 10%, more where the other work was heavy):
+
+| form | batch | rate |
+| --- | ---: | ---: |
+| eager, bmm with h as [n, K], bmm placement (the default) | 16 | 11,000 |
+| | 32 | 11,800 |
+| | 64 | 12,100 |
+| | 128 | 11,900 |
+| | 256 | 10,300 |
+| | 512 | 10,700 |
+| | 1024 | 10,800 |
+| index_add placement | 64 | 12,600 |
+| h as [K, n] | 64 | 10,600 |
+| baddbmm per tap, no unfolding | 64 | 9,700 |
+| einsum | 64 | 12,000 |
+| grouped conv1d | 64 | 10,500 |
+| torch.compile of everything but the random numbers | 128 | 12,000 |
+| eager, normals from `numpy_fig2.BoxMuller` | 128 | 16,000 |
+| torch.compile, normals from `numpy_fig2.BoxMuller` | 64 | 16,300 |
+
+The best single batches of 64 took, per draw: eager 79 us, compiled 75, eager with NumPy normals 60, compiled with
+NumPy normals 56. Of the 79, normal_ takes 52 (298 million normals a second, and on one thread only, which is why
+workers with a generator each beat torch's own threads) and the product W x 10 (h as [K, n]: 15; one group of conv1d
+per draw: 12-15; padded to 32 shifts: 11.5).
+
+Without gain: mode "max-autotune-no-cudagraphs" (it chooses bmm), placement matrices kept between calls or made by
+comparison, a Fisher-Yates support in place of topk, exponential_ and Box-Muller in torch (80 million a second).
 """
 
 from __future__ import annotations

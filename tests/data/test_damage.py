@@ -43,7 +43,7 @@ def read_or_refuse(kind: str, content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / f"w.{kind.split('-')[0]}"
         path.write_bytes(content)
-        message = ""
+        loaded, message = None, ""
         try:
             loaded = load_filters(path)
         except FilterFileError as error:

@@ -33,9 +33,7 @@ def test_conv1_2():
 
 def test_conv1_1_first_taps():
     filters = load_filters(KERNELS, tensor="conv1_1_W", layout="llMK").filters
-    np.testing.assert_allclose(
-        filters[:4, 0, 0, 0], [0.42947057, 0.11727387, 0.03401296, 0.35422093], rtol=1e-6
-    )
+    np.testing.assert_allclose(filters[:4, 0, 0, 0], [0.42947057, 0.11727387, 0.03401296, 0.35422093], rtol=1e-6)
 
 
 def test_the_default_layout_is_questioned():

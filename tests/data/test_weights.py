@@ -117,9 +117,7 @@ def test_default_layout_by_format(tmp_path):
     assert load_filters(write(tmp_path / "v.h5", w=bank((4, 4, 4)))).layout == "lMK"
 
 
-@pytest.mark.parametrize(
-    "shape", [(3, 3, 64, 64), (3, 3, 3, 64), (1, 7, 12, 12), (11, 11, 3, 96), (5, 32, 96)]
-)
+@pytest.mark.parametrize("shape", [(3, 3, 64, 64), (3, 3, 3, 64), (1, 7, 12, 12), (11, 11, 3, 96), (5, 32, 96)])
 def test_a_shape_that_looks_filters_last_is_noted_in_npy(tmp_path, shape):
     loaded = load_filters(save(tmp_path / "w.npy", bank(shape)))
     assert loaded.filters.shape == shape  # a note, never a silent transposition
@@ -322,9 +320,7 @@ def test_npy_that_claims_more_than_it_has(tmp_path, shape):
 
 
 @pytest.mark.parametrize("shape", [(10**6, 10**6, 3), (10**30, 3, 3), (10**4, 10, 9)])
-@pytest.mark.parametrize(
-    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
-)
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_npz_that_claims_more_than_it_has(tmp_path, shape, method):
     with zipfile.ZipFile(tmp_path / "w.npz", "w", method) as archive:
         archive.writestr("w.npy", npy_bytes(shape, bytes(400)))
@@ -495,9 +491,7 @@ def test_filters_that_cannot_be_normalised(tmp_path, factor):
     filters = bank(dtype=np.float64)
     filters[3] *= factor
     assert load_filters(save(tmp_path / "w.npy", filters)).filters.dtype == np.float64
-    assert "1 of 6 filters whose squared norm" in refusal(
-        save(tmp_path / "w.npy", filters.astype(np.float32))
-    )
+    assert "1 of 6 filters whose squared norm" in refusal(save(tmp_path / "w.npy", filters.astype(np.float32)))
 
 
 def test_check_filters_alone():
