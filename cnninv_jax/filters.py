@@ -283,12 +283,13 @@ def _ensemble(
 def _unit(filters: FilterBank) -> FilterBank:
     """Divide by the norm, taken relative to the largest entry so that it neither over- nor underflows."""
     axes = tuple(range(1, filters.ndim))
-    largest = jnp.max(jnp.abs(filters), axis=axes, keepdims=True)
-    scaled = filters / jnp.where(largest == 0, 1.0, largest)
+    # Constant for the gradient too: the result does not depend on it.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(filters), axis=axes, keepdims=True))
     # In half precision a sum of squares needs more digits than its terms have.
-    wide = scaled.astype(wider(scaled.dtype, np.float32))
-    norm = jnp.sqrt(jnp.sum(wide * wide, axis=axes, keepdims=True))
-    return (wide / jnp.where(norm == 0, 1.0, norm)).astype(filters.dtype)
+    scaled = (filters / jnp.where(largest == 0, 1.0, largest)).astype(wider(filters.dtype, np.float32))
+    squared = jnp.sum(scaled * scaled, axis=axes, keepdims=True)
+    # The guard stands inside the root, whose slope at zero would make gradients NaN.
+    return (scaled / jnp.sqrt(jnp.where(squared == 0, 1.0, squared))).astype(filters.dtype)
 
 
 def _dirichlet_eta(m: float, terms: int = 24) -> float:

@@ -150,8 +150,8 @@ def conv_operator(
         stride: t, one integer or one per axis.
         padding: ``"valid"`` needs an integer n = (D - ell)/t + 1; ``"same"`` surrounds x by zeros as JAX and
             TensorFlow do, n = ceil(D/t), and the adjoint crops.
-        method: ``"conv"`` (``lax.conv_general_dilated``), ``"patches"`` (slices of x times one matrix), or
-            ``"auto"``: on a CPU patches for layers of up to `PATCHES_LIMIT` multiply-adds or `PATCHES_CHANNELS`
+        method: ``"conv"`` (``lax.conv_general_dilated``), ``"patches"`` (slices of x times a matrix), or
+            ``"auto"``: on a CPU patches for up to `PATCHES_LIMIT` multiply-adds or `PATCHES_CHANNELS`
             channels, conv otherwise.
 
     Returns:
@@ -288,8 +288,7 @@ def synthesis(op: ConvOperator, z: ArrayLike) -> Signal:
     if op.method == "conv":
         flipped = jnp.flip(jnp.swapaxes(filters, 0, 1), axis=tuple(range(2, 2 + op.rank)))
         padding = [
-            (ell - 1 - before, ell - 1 - after)
-            for ell, (before, after) in zip(op.length, op.margins, strict=True)
+            (ell - 1 - before, ell - 1 - after) for ell, (before, after) in zip(op.length, op.margins, strict=True)
         ]
         batch = jax.lax.conv_general_dilated(
             code[None],
@@ -400,9 +399,7 @@ def from_flax_kernel(kernel: ArrayLike) -> FilterBank:
     """Return filters [K, M, *ell] from a Flax convolution kernel [*ell, M, K]; the same cross-correlation."""
     array = jnp.asarray(kernel)
     if array.ndim not in (3, 4):
-        raise ValueError(
-            f"expected a Flax kernel of shape [*ell, M, K] with 1 or 2 spatial axes, got {array.shape}"
-        )
+        raise ValueError(f"expected a Flax kernel of shape [*ell, M, K] with 1 or 2 spatial axes, got {array.shape}")
     return jnp.moveaxis(array, (-1, -2), (0, 1))
 
 
@@ -410,7 +407,5 @@ def to_flax_kernel(filters: ArrayLike) -> Float[Array, "*ell M K"]:
     """Return a Flax convolution kernel [*ell, M, K] from filters [K, M, *ell]; undoes `from_flax_kernel`."""
     array = jnp.asarray(filters)
     if array.ndim not in (3, 4):
-        raise ValueError(
-            f"expected filters of shape [K, M, *ell] with 1 or 2 spatial axes, got {array.shape}"
-        )
+        raise ValueError(f"expected filters of shape [K, M, *ell] with 1 or 2 spatial axes, got {array.shape}")
     return jnp.moveaxis(array, (0, 1), (-1, -2))

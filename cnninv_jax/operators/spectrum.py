@@ -120,9 +120,7 @@ def _lanczos(
             x = x - jnp.matmul(jnp.matmul(basis, x, precision=PRECISION), basis, precision=PRECISION)
         return x
 
-    def step(
-        carry: tuple[Array, Array, Array], index: Array
-    ) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
+    def step(carry: tuple[Array, Array, Array], index: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
         basis, vector, scale = carry
         basis = basis.at[index].set(vector)
         image = _gram(fixed, vector)
@@ -167,9 +165,7 @@ def _ritz(
     return value, jax.lax.stop_gradient(residual)
 
 
-def _extreme_vector(
-    diagonal: Float[Array, " m"], off: Float[Array, " m-1"], *, largest: bool
-) -> Float[Array, " m"]:
+def _extreme_vector(diagonal: Float[Array, " m"], off: Float[Array, " m-1"], *, largest: bool) -> Float[Array, " m"]:
     """Return the unit eigenvector of a symmetric tridiagonal matrix at its smallest or largest eigenvalue.
 
     Bisection on Sturm counts for the eigenvalue, then the twisted factorisation of Parlett and Dhillon 1997.
@@ -255,10 +251,7 @@ def coherence(
     1; some times more with cropped atoms), one after the other, so memory stays at a few copies of the
     filters.
     """
-    is_operator = isinstance(filters_or_op, ConvOperator)
-    filters = _wide(
-        filters_or_op.filters if isinstance(filters_or_op, ConvOperator) else as_float(filters_or_op)
-    )
+    filters = _wide(filters_or_op.filters if isinstance(filters_or_op, ConvOperator) else as_float(filters_or_op))
     if filters.ndim < 3:
         raise ValueError(f"expected filters of shape [K, M, *ell], got {filters.shape}")
     if over == "filters":
@@ -275,6 +268,8 @@ def coherence(
     if isinstance(filters_or_op, ConvOperator):
         if stride is not None:
             raise ValueError("expected no stride beside an operator, which has its own; leave it out")
+        if math.prod(filters_or_op.code_shape) == 1:
+            raise ValueError("expected at least two atoms, got an operator of one filter with one shift")
         axes = [
             _axis_pairs_of_operator(*geometry)
             for geometry in zip(
@@ -290,8 +285,6 @@ def coherence(
         length = filters.shape[2:]
         steps = per_axis(1 if stride is None else stride, len(length), "stride")
         axes = [_axis_pairs(ell, step) for ell, step in zip(length, steps, strict=True)]
-    if filters.shape[0] == 1 and not is_operator and all(len(pairs) == 1 for pairs in axes):
-        raise ValueError("expected two distinct atoms, got one filter with no overlapping shift of its own")
     return _largest_over_pairs(filters, _half(axes))
 
 
@@ -323,9 +316,7 @@ def _axis_pairs_of_operator(length: int, size: int, stride: int, shifts: int, be
 
 def _half(axes: list[list[_Pair]]) -> Int[np.ndarray, "pairs rank 5"]:
     """Combine axes; lags below zero in lexicographic order are left out, (a, b) standing for (b, a)."""
-    combined = [
-        pairs for pairs in itertools.product(*axes) if tuple(pair[0] for pair in pairs) >= (0,) * len(axes)
-    ]
+    combined = [pairs for pairs in itertools.product(*axes) if tuple(pair[0] for pair in pairs) >= (0,) * len(axes)]
     return np.asarray(combined, np.int32)
 
 
@@ -358,8 +349,8 @@ def _largest_over_pairs(filters: FilterBank, pairs: Int[np.ndarray, "pairs rank 
 def _rescale(filters: Float[Array, " K *rest"]) -> Float[Array, " K *rest"]:
     """Give every atom unit norm; zeros stay zero."""
     axes = tuple(range(1, filters.ndim))
-    norm = jnp.sqrt(jnp.sum(filters * filters, axis=axes, keepdims=True))
-    return filters / jnp.where(norm == 0, 1.0, norm)
+    squared = jnp.sum(filters * filters, axis=axes, keepdims=True)
+    return filters / jnp.sqrt(jnp.where(squared == 0, 1.0, squared))
 
 
 def _largest_product(first: Float[Array, "K N"], second: Float[Array, "K N"], same: Array) -> Scalar:
