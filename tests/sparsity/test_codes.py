@@ -1,6 +1,5 @@
 """Sparse codes: dense form, sampling laws at five standard errors, exact counts."""
 
-import itertools
 import math
 
 import jax
@@ -73,14 +72,20 @@ def test_regions(shifts, pool, expected):
     assert num_blocks(code_shape, pool) == len(oracles.blocks(code_shape, full)) == 3 * math.prod(expected)
 
 
-@pytest.mark.parametrize("values", ["uniform", "gaussian", "signs"])
 @pytest.mark.parametrize(
-    ("shifts", "pool", "k"), [((5,), None, 3), ((5,), (2,), 10), ((3, 5), (2, 2), 7), ((4,), 1, 5)]
+    ("shifts", "pool", "k", "values"),
+    [
+        ((5,), None, 3, "uniform"),
+        ((5,), (2,), 10, "gaussian"),
+        ((3, 5), (2, 2), 7, "signs"),
+        ((4,), 1, 5, "uniform"),
+    ],
 )
 def test_samples_are_model_sparse(shifts, pool, k, values):
     codes = draws(20, lambda key: sample_code(key, 4, shifts, k, pool=pool, values=values))
     blocks = oracles.blocks((4, *shifts), (1,) if pool == 1 else pool)
-    for z, numbers in zip(jax.vmap(SparseCode.to_dense)(codes), codes.blocks, strict=True):
+    dense = np.asarray(jax.vmap(SparseCode.to_dense)(codes))
+    for z, numbers in zip(dense, np.asarray(codes.blocks), strict=True):
         counts = [sum(z[entry] != 0 for entry in block) for block in blocks]
         assert max(counts) <= 1
         assert sum(counts) == k
@@ -96,7 +101,7 @@ def test_supports_are_uniform_over_the_model():
     assert_uniform(counts, 27_000)
 
 
-@pytest.mark.parametrize(("num_filters", "k"), [(12, 1), (12, 5), (12, 11), (100, 32), (100, 40), (100, 90)])
+@pytest.mark.parametrize(("num_filters", "k"), [(12, 5), (12, 11), (100, 32), (100, 40)])
 def test_blocks_are_uniform_without_replacement(num_filters, k):
     """Both algorithms; a marginal and a pair of blocks, which together any bias of Floyd's loop would show."""
     total = 8_000
@@ -153,7 +158,7 @@ def test_pairs_are_sums_of_two_members():
     assert pair.size == 12
     expected = 2 * np.asarray(first.to_dense()) - 0.5 * np.asarray(second.to_dense())
     np.testing.assert_allclose(pair.to_dense(), expected, rtol=1e-6)
-    # All of 24 blocks are taken twice over here: equal positions add.
+    # One block of two places, drawn twice: equal positions add.
     crowded = draws(50, lambda key: sample_code_pair(key, 1, 2, 1, values="signs"))
     dense = np.asarray(jax.vmap(SparseCode.to_dense)(crowded))
     assert set(np.unique(np.abs(dense).sum(axis=(1, 2)))) == {0.0, 2.0}
@@ -182,18 +187,6 @@ def test_counts_are_those_of_enumeration(code_shape, pool):
         count = count_supports(code_shape, k, pool)
         assert count.exact == oracles.count_supports(code_shape, k, pool)
         assert math.isclose(count.log, math.log(count.exact), rel_tol=1e-12, abs_tol=1e-12)
-        assert (
-            count.exact
-            == len(
-                {
-                    tuple(s)
-                    for c in itertools.combinations(oracles.blocks(code_shape, pool), k)
-                    for s in itertools.product(*c)
-                }
-            )
-            if k <= 2
-            else True
-        )
 
 
 def test_counts_of_the_papers_sizes():
