@@ -29,16 +29,15 @@ def sphere_law(dimension):
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_and_dtypes(name):
     sample = filters.ENSEMBLES[name]
-    keys = iter(jax.random.split(jax.random.key(0), 4))
+    keys = iter(jax.random.split(jax.random.key(0), 3))
     bank = sample(next(keys), 4, 3, 5)
     assert bank.shape == (4, 3, 5)
     assert bank.dtype == (np.float64 if X64 else np.float32)
     assert sample(next(keys), 4, 3, (5, 2)).shape == (4, 3, 5, 2)
-    for dtype in (np.float32, jnp.bfloat16):
-        bank = sample(next(keys), 4, 3, 5, dtype=dtype, normalize=True)
-        assert bank.dtype == dtype
-        norms = np.linalg.norm(np.asarray(bank, np.float64).reshape(4, -1), axis=1)
-        np.testing.assert_allclose(norms, 1, atol=4 * float(jnp.finfo(dtype).eps))
+    half = sample(next(keys), 4, 3, 5, dtype=jnp.bfloat16, normalize=True)
+    assert half.dtype == jnp.bfloat16
+    norms = np.linalg.norm(np.asarray(half, np.float64).reshape(4, -1), axis=1)
+    np.testing.assert_allclose(norms, 1, atol=4 * float(jnp.finfo(jnp.bfloat16).eps))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,9 +79,7 @@ def test_sphere_has_fixed_norm_and_the_law_of_one_coordinate():
 def test_moments_against_integration(name, m):
     law = LAWS[name] if name != "sphere" else sphere_law(12)
     end = 1 if name in ("uniform", "sphere") else np.inf
-    integral, error = scipy.integrate.quad(
-        lambda w: w**m * law.pdf(w), 0, end, epsabs=0, epsrel=1e-11, limit=200
-    )
+    integral, error = scipy.integrate.quad(lambda w: w**m * law.pdf(w), 0, end, epsabs=0, epsrel=1e-11, limit=200)
     moment = filters.moment(name, m, dimension=12 if name == "sphere" else None)
     # E|w|^m / 2 is the integral over positive w.
     assert abs(moment - integral) < 1e-9 * integral + 2 * error

@@ -203,18 +203,12 @@ def _check_geometry(signal_shape: tuple[int, ...], length: tuple[int, ...], stri
 def _choose_method(op: ConvOperator) -> Method:
     """Choose by backend and size; the geometry is all that is known here, not the batching around it.
 
-    Measured with JAX 0.10.2 on a 2-core CPU, float32, ms per example, conv / patches:
+    Measured with JAX 0.10.2 on a 2-core CPU, float32, ms per example, conv / patches; the synthesis of
 
-    =========================== ======================= ======================= =======================
-    K x M x ell, D              one bank per example    (synthesis)             shared bank, synthesis
-    =========================== ======================= ======================= =======================
-    96 x 32 x 5, 32             0.035 / 0.016           0.048 / 0.016           0.014 / 0.012
-    64 x 3 x 3 x 3, 32 x 32     0.17 / 0.05             1.9 / 0.06              0.12 / 0.07
-    96 x 3 x 11 x 11, 227 (t 4) 6.0 / 3.1               253 / 5.0               4.0 / 5.6
-    64 x 64 x 3 x 3, 32 x 32    2.4 / 1.3               2.5 / 3.1               0.9 / 3.0
-    128 x 128 x 3 x 3, 16 x 16  2.8 / 1.1               2.8 / 1.0               0.8 / 1.0
-    256 x 256 x 3 x 3, 14 x 14  8.3 / 2.9               8.4 / 3.5               2.4 / 2.6
-    =========================== ======================= ======================= =======================
+        64 x 3 x 3 x 3, D 32 x 32      one bank per example  1.9 / 0.06    one shared bank  0.12 / 0.07
+        96 x 3 x 11 x 11, D 227, t 4                         253 / 5.0                      4.0 / 5.6
+        64 x 64 x 3 x 3, D 32 x 32                           2.5 / 3.1                      0.9 / 3.0
+        256 x 256 x 3 x 3, D 14 x 14                         8.4 / 3.5                      2.4 / 2.6
 
     So patches for small layers and for few channels; conv for wide layers, whose filters are mostly shared (a
     Monte Carlo over wide banks gains from asking for patches).
