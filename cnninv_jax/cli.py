@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     with _polite_termination():
         try:
-            app = _application()
-            app.cli(prog="cnninv", description=_DESCRIPTION, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+            _parse(arguments)()
         except Interrupted as stop:
             return _say(str(stop), STOPPED)
         except KeyboardInterrupt:
@@ -41,6 +43,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, MonteCarloError, OSError) as error:
             return _say(f"error: {error}", REFUSED)
     return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> Callable[[], None]:
+    """Return what was asked for, ready to be called; what cannot be understood becomes one sentence."""
+    heard = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(heard):
+            return _application().cli(
+                prog="cnninv", description=_DESCRIPTION, args=arguments, config=(tyro.conf.OmitArgPrefixes,)
+            )
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            raise
+        raise ValueError(_sentence(heard.getvalue())) from None
+
+
+def _sentence(box: str) -> str:
+    """Return the point of tyro's boxed, many-lined complaint, with the word that was probably meant."""
+    lines = [line.strip("│ \n") for line in box.splitlines()]
+    text = " ".join(line for line in lines if line[:1] not in ("╭", "╰", "─"))
+    helps = re.findall(r"cnninv[a-z0-9 -]* --help", text)
+    parsed = re.search(r"Error parsing (--[\w-]+): .*?(?:base 10: |to float: |from \[)('[^']*')", text)
+    if parsed:
+        kind = re.search(rf"{parsed[1]} (?:{{None}}\|)?(INT|FLOAT)\b", text)
+        wanted = {"INT": "a whole number", "FLOAT": "a number"}.get(kind[1] if kind else "", "something else")
+        return f"expected {parsed[1]} to be {wanted}, got {parsed[2]}; see {helps[-1]}"
+    point = re.split(r" (?:Perhaps you meant|Similar|Available subcommands|For full helptext|Argument helptext)", text)[
+        0
+    ]
+    known = re.search(r"Available subcommands: ([\w, -]+?) (?:For|Perhaps)", text) or re.search(
+        r"one of \((.*?)\)", text
+    )
+    names = re.findall(r"[\w-]+", known[1]) if known else re.findall(r"--[a-zA-Z][\w-]*", text[len(point) :])
+    wrong = re.findall(r"[\w.-]+", point.partition(":")[2] or "".join(re.findall(r"'(.*?)'", point)[:1]))
+    close = difflib.get_close_matches(wrong[0], [name for name in names if name != "--help"], n=1) if wrong else []
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    there = f"; there are: {known[1]}" if known and "one of" not in known[0] else ""
+    return f"{point[:1].lower()}{point[1:].rstrip('. ')}{hint}{there}; see {helps[-1] if helps else 'cnninv --help'}"
 
 
 def _application() -> tyro.extras.SubcommandApp:
@@ -56,49 +96,64 @@ def _application() -> tyro.extras.SubcommandApp:
     return app
 
 
-def _list() -> None:
+def _list() -> Callable[[], None]:
     """Show what can be reproduced."""
-    from cnninv_jax.experiments.tables import print_experiments
 
-    print_experiments(experiments().values())
+    def work() -> None:
+        from cnninv_jax.experiments.tables import print_experiments
+
+        print_experiments(experiments().values())
+
+    return work
 
 
-def _reproduce(experiment: Experiment[Any]) -> Callable[..., None]:
-    def command(parameters: Any, options: RunOptions) -> None:
-        from cnninv_jax.experiments.tables import print_outcome
+def _reproduce(experiment: Experiment[Any]) -> Callable[..., Callable[[], None]]:
+    def command(parameters: Any, options: RunOptions) -> Callable[[], None]:
+        def work() -> None:
+            from cnninv_jax.experiments.tables import print_outcome
 
-        _configure(options.precision)
-        print_outcome(reproduce(experiment, parameters, options))
+            _configure(options.precision)
+            print_outcome(reproduce(experiment, parameters, options))
+
+        return work
 
     # The experiment's own dataclass becomes the flags.
-    command.__annotations__ = {"parameters": experiment.parameters, "options": RunOptions, "return": None}
+    command.__annotations__ = {"parameters": experiment.parameters, "options": RunOptions, "return": Callable[[], None]}
     return command
 
 
-def _resume(folder: tyro.conf.Positional[Path], quiet: bool = False) -> None:
+def _resume(folder: tyro.conf.Positional[Path], quiet: bool = False) -> Callable[[], None]:
     """Continue a run that was stopped or killed; it ends on the numbers of the uninterrupted run, bit for bit.
 
     Args:
         folder: Folder of the run.
         quiet: No progress.
     """
-    from cnninv_jax.experiments.tables import print_outcome
 
-    _configure(precision_of(folder))
-    print_outcome(resume(folder, quiet=quiet))
+    def work() -> None:
+        from cnninv_jax.experiments.tables import print_outcome
+
+        _configure(precision_of(folder))
+        print_outcome(resume(folder, quiet=quiet))
+
+    return work
 
 
-def _analyze(options: AnalysisOptions, filters: tyro.conf.Positional[str] = DEFAULT_FILTERS) -> None:
+def _analyze(options: AnalysisOptions, filters: tyro.conf.Positional[str] = DEFAULT_FILTERS) -> Callable[[], None]:
     """Report on a filter bank: norms, coherence, frame bounds, model-RIP ratios, reconstruction errors.
 
     Args:
         options: How.
         filters: File (.npy, .npz, .safetensors, .h5), or a random ensemble.
     """
-    from cnninv_jax.experiments.tables import print_report
 
-    _configure(options.precision)
-    print_report(analyze(filters, options))
+    def work() -> None:
+        from cnninv_jax.experiments.tables import print_report
+
+        _configure(options.precision)
+        print_report(analyze(filters, options))
+
+    return work
 
 
 def _configure(precision: str) -> None:

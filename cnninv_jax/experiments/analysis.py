@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnninv_jax import data, filters, rip
-from cnninv_jax.experiments.files import make_folder, save_json, writing
-from cnninv_jax.experiments.runs import Precision, checked_seed, default_folder
-from cnninv_jax.montecarlo import Result, mean_interval, run
+from cnninv_jax.experiments.files import results_folder, save_json, writing
+from cnninv_jax.experiments.runs import Precision, another_run, checked_seed, default_folder
+from cnninv_jax.montecarlo import JournalError, JournalLockedError, Result, mean_interval, run
+from cnninv_jax.montecarlo.arguments import positive
 from cnninv_jax.operators import ConvOperator, coherence, conv_operator, frame_bounds
 from cnninv_jax.sparsity import num_blocks, support_size
 
@@ -89,7 +90,7 @@ def analyze(source: str, options: AnalysisOptions) -> Report:
         MonteCarloError: the folder cannot be used.
     """
     dtype = np.dtype(options.precision)
-    seed = checked_seed(options.seed)
+    checked_seed(options.seed)
     bank, origin = _bring(source, options, dtype)
     op, pool, k = _set_up(options, bank)
     if options.num_draws < 2 or options.random_banks < 2:
@@ -97,8 +98,23 @@ def analyze(source: str, options: AnalysisOptions) -> Report:
             "expected at least 2 draws and 2 random banks for an interval, "
             f"got {options.num_draws} and {options.random_banks}"
         )
+    positive(options.num_draws, "--num-draws", 1 << 32)
     user = {"command": "analyze", "source": source, "options": _plain(options), "bank": _digest(bank)}
-    folder = make_folder(options.out or default_folder("analysis", user))
+    with results_folder(options.out or default_folder("analysis", user)) as folder:
+        return _analyze(options, op, pool, k, bank, origin, user, folder)
+
+
+def _analyze(
+    options: AnalysisOptions,
+    op: ConvOperator,
+    pool: tuple[int, ...] | None,
+    k: int,
+    bank: np.ndarray,
+    origin: Mapping[str, Any],
+    user: Mapping[str, Any],
+    folder: Path,
+) -> Report:
+    dtype, seed = np.dtype(options.precision), options.seed
     bank_key, code_key, random_key = jax.random.split(jax.random.key(seed), 3)
     structure = _structure(options, op, bank, bank_key)
 
@@ -161,6 +177,7 @@ def _set_up(options: AnalysisOptions, bank: np.ndarray) -> tuple[ConvOperator, t
     """Return the operator, the pooling window and k."""
     rank = bank.ndim - 2
     padding = options.padding or ("valid" if rank == 1 else "same")
+    positive(options.stride, "--stride", 1 << 30)
     if options.signal is None:
         least = (max(DEFAULT_SIGNAL[rank], ell) for ell in bank.shape[2:])
         # The next longer signal with an integer number of shifts.
@@ -275,10 +292,16 @@ def _run(
 ) -> Result:
     work = math.prod(op.code_shape) * op.channels * math.prod(op.length)
     lanes = 2 ** max(0, min(6, int(math.log2(max(1, LANE_WORK // work)))))
-    return run(
-        draw, key, options.num_draws, chunk_size=max(lanes, 64), lanes=lanes, keep=tuple(rip.READINGS), out=folder,
-        progress=not options.quiet, spec=user, name=name, headline="error_model",
-    )  # fmt: skip
+    with results_folder(folder):
+        try:
+            return run(
+                draw, key, options.num_draws, chunk_size=max(lanes, 64), lanes=lanes, keep=tuple(rip.READINGS),
+                out=folder, progress=not options.quiet, spec=user, name=name, headline="error_model",
+            )  # fmt: skip
+        except JournalLockedError:
+            raise
+        except JournalError as error:
+            raise another_run(folder, {"num_draws": options.num_draws, **user}) or error from None
 
 
 def _numbers(result: Result) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cnninv_jax.montecarlo import ResultError
+from cnninv_jax.montecarlo import MonteCarloError, ResultError
+from cnninv_jax.montecarlo.journal import FILE_NAME, Journal
 
 
 def make_folder(folder: Path) -> Path:
@@ -26,10 +27,41 @@ def make_folder(folder: Path) -> Path:
         with tempfile.NamedTemporaryFile(prefix=".probe.", dir=folder):
             pass
     except (FileExistsError, NotADirectoryError):
-        raise ResultError(f"expected --out to be a folder, got the file {folder}; choose another place") from None
+        file = next(place for place in (folder, *folder.parents) if place.exists())
+        raise ResultError(f"expected --out to be a folder, got the file {file}; choose another place") from None
     except OSError as error:
         raise ResultError(f"cannot write into {folder} ({_reason(error)}); choose another place with --out") from None
     return folder
+
+
+@contextlib.contextmanager
+def results_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder for results; a run that fails before it has begun leaves nothing behind.
+
+    Raises:
+        ResultError: the folder cannot be used, see `make_folder`.
+    """
+    journal = folder / FILE_NAME
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    own = not journal.exists()
+    try:
+        yield make_folder(folder)
+    except BaseException:
+        if own and _holds_nothing(folder):
+            for suffix in ("", "-wal", "-shm"):
+                journal.with_name(FILE_NAME + suffix).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty: what is in there stays
+            for place in made:
+                place.rmdir()
+        raise
+
+
+def _holds_nothing(folder: Path) -> bool:
+    try:
+        with Journal(folder, create=False) as journal:
+            return journal.spec is None
+    except (MonteCarloError, OSError):
+        return False
 
 
 @contextlib.contextmanager

@@ -114,10 +114,11 @@ def _with_histograms(dataset: xr.Dataset) -> xr.Dataset:
     """Return the dataset with histograms of its kept draws over their own ranges."""
     added = dataset.load().copy()
     for name in (name for _, _, outputs in PANELS for name in outputs):
-        draws = dataset[f"{name}_draws"].to_numpy()
+        draws = dataset[f"{name}_draws"].to_numpy().astype(float)
         finite = draws[np.isfinite(draws)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-        if high - low <= 1e-9 * max(abs(high), 1.0):
+        # One value but for the rounding of float32: (a) and (b) are 1 where a code has one entry.
+        if high - low <= 1e-5 * max(abs(high), 1.0):
             low, high = low - 0.5, high + 0.5
         counts, edges = np.histogram(finite, _BINS, (low, high))
         dim = f"{name}_bin"

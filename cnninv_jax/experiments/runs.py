@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
-from cnninv_jax.experiments.files import make_folder, save_json, writing
+from cnninv_jax.experiments.files import results_folder, save_json, writing
 from cnninv_jax.experiments.registry import Experiment, find, result_path
-from cnninv_jax.montecarlo import Result, read_spec, run
+from cnninv_jax.montecarlo import JournalError, JournalLockedError, Result, read_spec, run
+from cnninv_jax.montecarlo.arguments import positive
+from cnninv_jax.montecarlo.specification import differences
 
 #: Quantiles in summary.json.
 QUANTILES = (0.001, 0.025, 0.5, 0.975, 0.999, 0.9999)
@@ -86,26 +90,77 @@ def reproduce(experiment: Experiment[Any], parameters: Any, options: RunOptions)
         "seed": options.seed,
         "precision": options.precision,
     }
+    block = experiment.chunk_size if options.block is None else options.block
+    memory_limit = _check(options, num_draws, block)
     draw = experiment.draw(parameters, options.precision)
-    jax.eval_shape(draw, jax.random.key(0))  # refuse impossible parameters before a folder is made
+    try:
+        jax.eval_shape(draw, jax.random.key(0))  # refuse impossible parameters before a folder is made
+    except ValueError as error:
+        raise ValueError(_as_flags(str(error))) from None
+    except OverflowError as error:
+        raise ValueError(f"expected sizes that fit into 32 bits, got {user['parameters']} ({error})") from None
     folder = options.out or default_folder(experiment.name, {**user, "num_draws": num_draws, "block": options.block})
-    result = run(
-        draw,
-        checked_seed(options.seed),
-        num_draws,
-        chunk_size=experiment.chunk_size if options.block is None else options.block,
-        lanes=experiment.lanes if options.lanes is None else options.lanes,
-        statistics=experiment.statistics(parameters),
-        out=make_folder(folder),
-        progress=not options.quiet,
-        memory_limit=None if options.memory_limit is None else int(options.memory_limit * 2**30),
-        spec=user,
-        name=experiment.name,
-        headline=experiment.headline,
-    )
+    with results_folder(folder):
+        try:
+            result = run(
+                draw,
+                options.seed,
+                num_draws,
+                chunk_size=block,
+                lanes=experiment.lanes if options.lanes is None else options.lanes,
+                statistics=experiment.statistics(parameters),
+                out=folder,
+                progress=not options.quiet,
+                memory_limit=memory_limit,
+                spec=user,
+                name=experiment.name,
+                headline=experiment.headline,
+            )
+        except JournalLockedError:
+            raise
+        except JournalError as error:
+            raise another_run(folder, {"num_draws": num_draws, "block": block, **user}) or error from None
+        except ValueError as error:
+            raise ValueError(_as_flags(str(error))) from None
     readings = compare(experiment, parameters, result)
     files = save(experiment, parameters, result, readings, folder)
     return Outcome(experiment, parameters, result, readings, folder, tuple(files))
+
+
+def _check(options: RunOptions, num_draws: int, block: int) -> int | None:
+    """Refuse impossible options by the names of their flags; return the memory limit in bytes."""
+    checked_seed(options.seed)
+    positive(num_draws, "--num-draws", 1 << 32)
+    positive(block, "--block", 1 << 30)
+    if options.lanes is not None:
+        positive(options.lanes, "--lanes", 1 << 30)
+    if options.memory_limit is None:
+        return None
+    if not (math.isfinite(options.memory_limit) and options.memory_limit > 0):
+        raise ValueError(f"expected --memory-limit to be a positive number of gibibytes, got {options.memory_limit}")
+    return int(options.memory_limit * 2**30)
+
+
+def _as_flags(message: str) -> str:
+    """Return the library's sentence in the words of the command line."""
+    flags = {"chunk_size": "--block", "lanes": "--lanes", "memory_limit": "--memory-limit"}
+    message = message.replace(" or padding='same'", "").replace("sampling='plain'", "--sampling plain")
+    return re.sub(r"(?<![\w./-])(chunk_size|lanes|memory_limit)\b", lambda found: flags[found[0]], message)
+
+
+def another_run(folder: Path, asked: Mapping[str, Any]) -> JournalError | None:
+    """Return a refusal that names what the user chose differently, without the hashes that follow from it."""
+    try:
+        spec = read_spec(folder)
+    except JournalError:
+        return None
+    held = {**{name: spec.get(name) for name in ("num_draws", "block") if name in asked}, **spec.get("user", {})}
+    parts = [re.sub(r"^(parameters|options)\.", "", difference) for difference in differences(held, asked)]
+    if not parts:
+        return None
+    return JournalError(
+        f"{folder} holds another run ({'; '.join(parts)}); ask for the same run, or choose another --out"
+    )
 
 
 def resume(folder: Path, *, quiet: bool = False) -> Outcome:
@@ -122,17 +177,24 @@ def resume(folder: Path, *, quiet: bool = False) -> Outcome:
             f"expected a run of `cnninv reproduce` in {folder}, got {spec.get('name')!r}; "
             "start it again from the program that made it, with out= set to this folder"
         )
-    experiment = find(user["experiment"])
-    options = RunOptions(
-        num_draws=spec["num_draws"],
-        seed=user["seed"],
-        out=folder,
-        precision=user["precision"],
-        block=spec["block"],
-        lanes=spec["lanes"],
-        quiet=quiet,
-    )
-    return reproduce(experiment, experiment.parameters(**user["parameters"]), options)
+    try:
+        experiment = find(user["experiment"])
+        options = RunOptions(
+            num_draws=spec["num_draws"],
+            seed=user["seed"],
+            out=folder,
+            precision=user["precision"],
+            block=spec["block"],
+            lanes=spec["lanes"],
+            quiet=quiet,
+        )
+        parameters = experiment.parameters(**user["parameters"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"expected a run that this version of cnninv began in {folder}, got one with other entries ({error}); "
+            "finish it with the version that began it, or choose another folder"
+        ) from None
+    return reproduce(experiment, parameters, options)
 
 
 def precision_of(folder: Path) -> Precision:
