@@ -78,9 +78,7 @@ def gaussian(
     Raises:
         ValueError: K, M or an entry of ell is no positive integer.
     """
-    return _ensemble(
-        "gaussian", jax.random.normal, key, num_filters, channels, length, scale, normalize, dtype
-    )
+    return _ensemble("gaussian", jax.random.normal, key, num_filters, channels, length, scale, normalize, dtype)
 
 
 def uniform(
@@ -120,9 +118,7 @@ def logistic(
     Args, returns and errors are those of `gaussian`; ``scale=None`` means entries of standard deviation
     1/sqrt(M prod(ell)). Random DCN, A.1.2, takes the scale 0.015.
     """
-    return _ensemble(
-        "logistic", jax.random.logistic, key, num_filters, channels, length, scale, normalize, dtype
-    )
+    return _ensemble("logistic", jax.random.logistic, key, num_filters, channels, length, scale, normalize, dtype)
 
 
 def laplace(
@@ -140,9 +136,7 @@ def laplace(
     Args, returns and errors are those of `gaussian`; ``scale=None`` means entries of standard deviation
     1/sqrt(M prod(ell)). Random DCN, A.1.2, takes the scale 0.015.
     """
-    return _ensemble(
-        "laplace", jax.random.laplace, key, num_filters, channels, length, scale, normalize, dtype
-    )
+    return _ensemble("laplace", jax.random.laplace, key, num_filters, channels, length, scale, normalize, dtype)
 
 
 def sphere(
@@ -222,9 +216,7 @@ def moment(name: str, m: float, *, scale: float = 1.0, dimension: int | None = N
         raise ValueError(f"expected an order m of at least 0, got {m}")
     if name == "sphere":
         if dimension is None or dimension < 1:
-            raise ValueError(
-                f"expected the sphere's dimension M * prod(ell), got {dimension}; pass dimension=..."
-            )
+            raise ValueError(f"expected the sphere's dimension M * prod(ell), got {dimension}; pass dimension=...")
         log = math.lgamma((m + 1) / 2) + math.lgamma(dimension / 2) - math.lgamma((dimension + m) / 2)
         absolute = math.exp(log) / math.sqrt(math.pi)
     elif name == "gaussian":

@@ -23,10 +23,8 @@ from cnninv_jax._typing import Array, Code, FilterBank, Float, Int, PerAxis, Sha
 Padding: TypeAlias = Literal["valid", "same"]
 Method: TypeAlias = Literal["conv", "patches"]
 
-#: ``method="auto"`` on a CPU takes patches up to this many multiply-adds of one analysis,
-PATCHES_LIMIT = 2**24
-#: and for layers of at most this many channels.
-PATCHES_CHANNELS = 16
+#: ``method="auto"`` on a CPU takes patches up to so many multiply-adds of one analysis, or so many channels.
+PATCHES_LIMIT, PATCHES_CHANNELS = 2**24, 16
 
 
 class SparseEntries(Protocol):
@@ -35,22 +33,18 @@ class SparseEntries(Protocol):
     @property
     def code_shape(self) -> tuple[int, ...]:
         """Shape (K, *n) of the dense code."""
-        ...
 
     @property
     def filter_indices(self) -> Int[Array, " k"]:
         """Filter of every entry."""
-        ...
 
     @property
     def shifts(self) -> Int[Array, "k rank"]:
         """Shift of every entry, per spatial axis, in [0, n)."""
-        ...
 
     @property
     def values(self) -> Float[Array, " k"]:
         """Value of every entry."""
-        ...
 
 
 @partial(

@@ -170,9 +170,7 @@ def project_fixed(h: ArrayLike, k: Sparsity, *, pool: PerAxis | None = None) -> 
     return _dense(first, code.shape[1:], pool)
 
 
-def project_sparse(
-    h: ArrayLike, k: float, *, pool: PerAxis | None = None, nonnegative: bool = False
-) -> SparseCode:
+def project_sparse(h: ArrayLike, k: float, *, pool: PerAxis | None = None, nonnegative: bool = False) -> SparseCode:
     """Return M(h, k) in sparse form, entries in descending order of magnitude.
 
     Args:
@@ -204,9 +202,7 @@ def project_sparse(
 def _code(h: ArrayLike) -> Code:
     code = as_float(h)
     if code.ndim < 2 or 0 in code.shape:
-        raise ValueError(
-            f"expected a non-empty code of shape [K, *n], got {code.shape}; use jax.vmap for a batch"
-        )
+        raise ValueError(f"expected a non-empty code of shape [K, *n], got {code.shape}; use jax.vmap for a batch")
     return code
 
 
@@ -240,11 +236,7 @@ def _dense(
     rank = len(shifts)
     order = (
         0,
-        *(
-            axis
-            for pair in zip(range(1, rank + 1), range(rank + 1, 2 * rank + 1), strict=True)
-            for axis in pair
-        ),
+        *(axis for pair in zip(range(1, rank + 1), range(rank + 1, 2 * rank + 1), strict=True) for axis in pair),
     )
     merged = windows.reshape(windows.shape[0], *count, *p).transpose(order)
     full = merged.reshape(windows.shape[0], *(r * w for r, w in zip(count, p, strict=True)))
