@@ -301,7 +301,7 @@ def _run(
         except JournalLockedError:
             raise
         except JournalError as error:
-            raise another_run(folder, {"num_draws": options.num_draws, **user}) or error from None
+            raise another_run(folder, user) or error from None
 
 
 def _numbers(result: Result) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Fig2Parameters:
     normalize: bool = False
     """Scale every filter to norm 1 exactly."""
     sampling: Literal["auto", "plain", "conditional"] = "auto"
-    """plain draws every filter; conditional those outside the support through their responses only (same law, faster)."""
+    """plain draws every filter; conditional those outside the support through their responses only (same law)."""
 
 
 def _draw(parameters: Fig2Parameters, dtype: jax.typing.DTypeLike) -> Callable[[jax.Array], Any]:

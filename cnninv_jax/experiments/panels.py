@@ -87,6 +87,9 @@ def _bounds(axes: Axes, report: Mapping[str, Any]) -> None:
         "coherence_filters": "coherence,\nsame shift", "coherence_shifts": "coherence,\nall shifts",
         "frame_lower": "frame bound A", "frame_upper": "frame bound B",
     }  # fmt: skip
+    lower = report["compared"]["frame_lower"]["filters"]
+    if lower is not None and report["frame_residuals"]["lower"] > 0.1 * lower:
+        labels["frame_lower"] += ",\nat most"
     rows = [(label, report["compared"][name]) for name, label in labels.items() if name in report["compared"]]
     places = np.arange(len(rows))[::-1]
     for kind, height, offset, colour in (("filters", 0.36, 0.2, COLOURS[0]), ("random_mean", 0.36, -0.2, "0.6")):

@@ -59,11 +59,11 @@ class Geometry(NamedTuple):
 class _Inactive(NamedTuple):
     """The K - k filters outside the support: their responses, and what completing one takes."""
 
-    signal: Float[Array, "M D"]
+    signal: Float[Array, "D M"]
     covariance: Float[Array, "n n"]  # P P^T
     columns: Float[Array, "n n"]  # its factors, see `ldl_factor`
     scales: Float[Array, " n"]
-    cholesky: Float[Array, "n n"]  # L
+    responses: Float[Array, "n K-k"]  # L seeds
     seeds: Float[Array, "n K-k"]
     order: Int[Array, " K-k"]  # rank by |max-pooled response| among themselves
     wins: Bool[Array, " K-k"]  # among the k first of all filters
@@ -81,19 +81,21 @@ def supported(geometry: Geometry) -> bool:
 def draw(key: PRNGKeyArray, geometry: Geometry, values: str, dtype: jnp.dtype) -> dict[str, Float[Array, ""]]:
     """Return the six ratios of one draw; arguments are those of `draw_ratios`, already checked."""
     filters_key, code_key, extra_key = jax.random.split(key, 3)
-    geo, slots = geometry, geometry.slots
-    active, fresh, seeds = _normals(filters_key, geo, dtype)
+    geo, slots, active_rows = geometry, geometry.slots, geometry.length * geometry.k
+    bank, seeds = _normals(filters_key, geo, dtype)
+    active, fresh = bank[:active_rows], bank[active_rows:]
     positions, z = _code(code_key, geo, values, dtype)
 
-    signal = _product(active, _placed(geo, positions, z))  # x, [M, D]
-    energy, code_energy = _sum_of_squares(signal), jnp.sum(z * z)
-    answers = _responses(geo, signal, active, geo.k)
-    gram = _product(signal.T, signal)
-    covariance = _fold(jnp.add, jnp.stack([_every(geo, _every(geo, gram, s), s, axis=1) for s in range(geo.length)]))
+    signal = _product(_placed(geo, positions, z), active)  # x, time first: [D, M]
+    # Materialised: XLA would fold the transposition into the product, which then takes a slower path.
+    channels_first = lax.optimization_barrier(signal.T)
+    table = _product(bank, channels_first)
+    answers = _responses(geo, table[:active_rows]).T
+    gram = _product(signal, channels_first)
+    covariance = _fold(jnp.add, jnp.stack([_every(geo, _every(geo, gram, s, 0), s, 1) for s in range(geo.length)]))
 
-    columns, solved, scales = ldl_factor(covariance, _responses(geo, signal, fresh, slots).T)
-    cholesky = columns * jnp.sqrt(scales)
-    inactive = _product(cholesky, seeds)  # responses of the K - k other filters, [n, K - k]
+    columns, solved, scales = ldl_factor(covariance, _responses(geo, table[active_rows:]))
+    inactive = _product(columns * jnp.sqrt(scales), seeds)  # responses of the K - k other filters, [n, K - k]
 
     # Ranks among all K filters by |max-pooled response|; the k first survive M.
     mine, theirs = (_fold(jnp.maximum, h * h) for h in (answers, inactive))
@@ -101,37 +103,43 @@ def draw(key: PRNGKeyArray, geometry: Geometry, values: str, dtype: jnp.dtype) -
     order = _beaten_by(theirs, theirs)
     inactive_wins = order + _beaten_by(theirs, mine) < geo.k
 
-    state = _Inactive(signal, covariance, columns, scales, cholesky, seeds, order, inactive_wins)
-    model, fixed = _completed(geo, state, 0, fresh, solved)
+    state = _Inactive(signal, covariance, columns, scales, inactive, seeds, order, inactive_wins)
+    placed, filled, fixed = _completed(geo, state, 0, fresh, solved)
     rest = min(geo.k, geo.num_filters - geo.k) - slots
+    extra: Array | float = 0.0
     if rest:
         # More inactive winners than slots: rare, so the rest is computed only where some lane needs it.
         overflow = jnp.any((order == slots) & inactive_wins)
-        more = _only_if_any(functools.partial(_remainder, geo, rest), overflow, extra_key, state)
-        model, fixed = model + more[0], fixed + more[1]
+        extra, more = _only_if_any(functools.partial(_remainder, geo, rest), overflow, extra_key, state)
+        fixed = fixed + more
 
     position, value = _peaks(answers)
     value = jnp.where(active_wins, value, 0.0)
-    at_support = _fold(jnp.add, jnp.where(_is(geo, positions), answers, 0.0))  # h on the support of z
-    change = _both_placed(geo, position, value) - _both_placed(geo, positions, z, fixed=False)
-    active_model, active_fixed = _split(geo, _product(active, change))
-    known = _product(active, _placed(geo, positions, at_support - z))
-    start = signal[:, : geo.length]
-    fixed_error = energy - _sum_of_squares(start) + _sum_of_squares(active_fixed + fixed - start)
+    at_support = jnp.sum(jnp.where(_is(geo, positions), answers, 0.0), axis=0)  # h on the support of z
+    change = _placed(geo, position, value) - _placed(geo, positions, z)
+    # One product for active and completed filters: XLA's fusion of two with their sum is slow.
+    model = _product(jnp.concatenate([change, placed], axis=1), jnp.concatenate([active, filled])) + extra
+    known = _product(_placed(geo, positions, at_support - z), active)
+    start = signal[: geo.length]
+    fixed = fixed + _unsampled(geo, active, value) - start
+    energy, code_energy = _sum_of_squares(signal), jnp.sum(z * z)
     return {
         "model_rip": jnp.sqrt(energy / code_energy),
         "restricted_gram": jnp.sqrt(jnp.sum(at_support * at_support) / code_energy),
         "full_gram": jnp.sqrt((_sum_of_squares(answers) + _sum_of_squares(inactive)) / code_energy),
         "error_known_support": jnp.sqrt(_sum_of_squares(known) / energy),
-        "error_model": jnp.sqrt(_sum_of_squares(active_model + model) / energy),
-        "error_fixed": jnp.sqrt(fixed_error / energy),
+        "error_model": jnp.sqrt(_sum_of_squares(model) / energy),
+        # M_fixed touches the first l samples only; elsewhere the error is x itself.
+        "error_fixed": jnp.sqrt((energy - _sum_of_squares(start) + _sum_of_squares(fixed)) / energy),
     }
 
 
 def _completed(
-    geo: Geometry, state: _Inactive, first: int, fresh: Float[Array, "M l*q"], solved: Float[Array, "q n"]
-) -> tuple[Float[Array, "M D"], Float[Array, "M l"]]:
-    """Complete the q winners from rank ``first`` on among the inactive; return what they add to W^T M and W^T M_fixed.
+    geo: Geometry, state: _Inactive, first: int, fresh: Float[Array, "l*q M"], solved: Float[Array, "q n"]
+) -> tuple[Float[Array, "D l*q"], Float[Array, "l*q M"], Float[Array, "l M"]]:
+    """Complete the q winners from rank ``first`` on among the inactive.
+
+    Returns their part of W^T M as placement and filters, and their part of W^T M_fixed.
 
     Args:
         geo: sizes.
@@ -140,39 +148,41 @@ def _completed(
         fresh: a fresh filter w' for every slot.
         solved: L^-1 P w' of the fresh filters.
     """
-    ranks = first + np.arange(solved.shape[0], dtype=np.int32)
-    chosen = ((state.order[:, None] == ranks) & state.wins[:, None]).astype(fresh.dtype)
-    seed = _product(state.seeds, chosen)
-    response = _product(state.cholesky, seed)
+    count = solved.shape[0]
+    slot = jnp.where(state.order < first, count, state.order - first)  # beyond the last slot: dropped
+    filters = jnp.arange(state.order.shape[0], dtype=jnp.int32)
+    chosen = jnp.zeros((count,), jnp.int32).at[slot].set(filters, mode="drop")
     # P w = L seed, hence (P P^T)^-1 (P w - P w') = L^-T (seed - L^-1 P w').
-    weights = ldl_solve_transposed(state.columns, state.scales, seed - solved.T)
-    filters = fresh + _product(state.signal, _spread(geo, weights))
-    position, value = _peaks(response)  # an empty slot has response 0, hence value 0
-    return _split(geo, _product(filters, _both_placed(geo, position, value)))
+    weights = ldl_solve_transposed(state.columns, state.scales, state.seeds[:, chosen] - solved.T)
+    filled = fresh + _product(_spread(geo, weights.T), state.signal)
+    position, value = _peaks(state.responses[:, chosen])
+    value = jnp.where(state.wins[chosen], value, 0.0)
+    return _placed(geo, position, value), filled, _unsampled(geo, filled, value)
 
 
 def _remainder(geo: Geometry, rest: int, key: PRNGKeyArray, state: _Inactive) -> tuple[Array, Array]:
-    """Complete the ``rest`` inactive winners beyond the slots."""
-    size = geo.channels * geo.length
-    fresh = normal_pairs(key, size * rest, state.signal.dtype)[0].reshape(geo.channels, -1) * _scale(geo)
-    solved = ldl_factor(state.covariance, _responses(geo, state.signal, fresh, rest).T)[1]
-    return _completed(geo, state, geo.slots, fresh, solved)
+    """Return what the ``rest`` inactive winners beyond the slots add to W^T M and W^T M_fixed."""
+    fresh = normal_pairs(key, geo.channels * geo.length * rest, state.signal.dtype)[0]
+    fresh = fresh.reshape(geo.length * rest, geo.channels) * _scale(geo)
+    solved = ldl_factor(state.covariance, _responses(geo, _product(fresh, state.signal.T)))[1]
+    placed, filled, fixed = _completed(geo, state, geo.slots, fresh, solved)
+    return _product(placed, filled), fixed
 
 
 def _scale(geo: Geometry) -> float:
     return 1.0 / math.sqrt(geo.channels * geo.length)
 
 
-def _normals(key: PRNGKeyArray, geo: Geometry, dtype: jnp.dtype) -> tuple[Array, Array, Array]:
-    """Return the active filters [M, l k], fresh ones for the slots [M, l slots] and seeds [n, K - k] (scaled)."""
-    size = geo.channels * geo.length
-    inactive = geo.num_filters - geo.k
-    first, second = normal_pairs(key, max(size * (geo.k + geo.slots), geo.shifts * inactive), dtype)
-    active = first[: size * geo.k].reshape(geo.channels, -1)
-    fresh = first[size * geo.k : size * (geo.k + geo.slots)].reshape(geo.channels, -1)
-    seeds = second[: geo.shifts * inactive].reshape(geo.shifts, inactive)
-    scale = _scale(geo)
-    return active * scale, fresh * scale, seeds * scale
+def _normals(key: PRNGKeyArray, geo: Geometry, dtype: jnp.dtype) -> tuple[Array, Array]:
+    """Return filters, the active ones before the fresh ones of the slots [l (k + slots), M], and seeds [n, K - k].
+
+    A group of q filters takes l q rows, tap by tap: row s q + f is tap s of filter f.
+    """
+    rows, inactive = geo.length * (geo.k + geo.slots), geo.num_filters - geo.k
+    pairs = normal_pairs(key, max(rows * geo.channels, geo.shifts * inactive), dtype)
+    first, second = (part * _scale(geo) for part in pairs)
+    bank = first[: rows * geo.channels].reshape(rows, geo.channels)
+    return bank, second[: geo.shifts * inactive].reshape(geo.shifts, inactive)
 
 
 def _code(
@@ -189,52 +199,41 @@ def _code(
     return positions, 2.0 * uniform - 1.0 if values == "uniform" else jnp.where(uniform < 0.5, -1.0, 1.0).astype(dtype)
 
 
-def _responses(geo: Geometry, signal: Array, filters: Array, count: int) -> Float[Array, "n f"]:
-    """Return h[j, f] = sum_ms x[m, j t + s] w_f[m, s], by one product over the channels and l shifted sums."""
-    table = _product(signal.T, filters).reshape(geo.signal_length, geo.length, count)
-    return _fold(jnp.add, jnp.stack([_every(geo, table[:, s], s) for s in range(geo.length)]))
+def _responses(geo: Geometry, table: Float[Array, "l*q D"]) -> Float[Array, "q n"]:
+    """Return h[f, j] = sum_s table[(s, f), j t + s], the table being filters times signal over the channels."""
+    taps = table.reshape(geo.length, -1, geo.signal_length)
+    return _fold(jnp.add, jnp.stack([_every(geo, taps[s], s, 1) for s in range(geo.length)]))
 
 
-def _every(geo: Geometry, array: Array, start: int, axis: int = 0) -> Array:
+def _every(geo: Geometry, array: Array, start: int, axis: int) -> Array:
     """Return the n entries start, start + t, ... of an axis."""
     return lax.slice_in_dim(array, start, start + (geo.shifts - 1) * geo.stride + 1, geo.stride, axis)
 
 
-def _spread(geo: Geometry, weights: Float[Array, "n q"]) -> Float[Array, "D l*q"]:
-    """Return U[d, (s, q)] = weights[(d - s) / t, q], so that P^T weights = x U."""
+def _spread(geo: Geometry, weights: Float[Array, "q n"]) -> Float[Array, "l*q D"]:
+    """Return U[(s, f), d] = weights[f, (d - s) / t], so that P^T weights = U x."""
     end = geo.signal_length - (geo.shifts - 1) * geo.stride - 1
-    shifted = [
-        lax.pad(weights, jnp.zeros((), weights.dtype), ((s, end - s, geo.stride - 1), (0, 0, 0)))
-        for s in range(geo.length)
-    ]
-    return jnp.stack(shifted, axis=1).reshape(geo.signal_length, -1)
+    zero = jnp.zeros((), weights.dtype)
+    shifted = [lax.pad(weights, zero, ((0, 0, 0), (s, end - s, geo.stride - 1))) for s in range(geo.length)]
+    return jnp.concatenate(shifted)
 
 
-def _placed(
-    geo: Geometry, positions: Int[Array, " f"], values: Float[Array, " f"], offset: int = 0, width: int | None = None
-) -> Float[Array, "l*f width"]:
-    """Return B[(s, f), d] = values[f] where d - offset = positions[f] t + s: synthesis is filters @ B."""
-    width = geo.signal_length if width is None else width
-    place = np.arange(width, dtype=np.int32)[None, None] - np.arange(geo.length, dtype=np.int32)[:, None, None] - offset
-    # Outside of this panel (d before or after it) no position may match.
-    inside = (np.arange(width) >= offset) & (np.arange(width) < offset + geo.signal_length)
-    place = np.where(inside, place, -1)
-    hit = jnp.asarray(place) == (positions * geo.stride)[None, :, None]
-    return jnp.where(hit, values[None, :, None], 0.0).reshape(-1, width)
+def _placed(geo: Geometry, positions: Int[Array, " q"], values: Float[Array, " q"]) -> Float[Array, "D l*q"]:
+    """Return B[d, (s, f)] = values[f] where d = positions[f] t + s: the filters' synthesis is B @ filters."""
+    count = positions.shape[0]
+    # Repeated for every tap by a product with ones and zeros (exact): XLA would carry the reductions behind positions
+    # and values into every entry of B, but it never fuses through a product.
+    both = jnp.stack([(positions * geo.stride).astype(values.dtype), values])
+    repeated = _product(both, jnp.asarray(np.tile(np.eye(count), geo.length), values.dtype))
+    taps = np.repeat(np.arange(geo.length), count)
+    place = jnp.asarray(np.arange(geo.signal_length)[:, None] - taps, values.dtype)
+    return jnp.where(place == repeated[:1], repeated[1:], 0.0)
 
 
-def _both_placed(geo: Geometry, positions: Array, values: Array, *, fixed: bool = True) -> Float[Array, "l*f D+l"]:
-    """Return `_placed` for M in the first D columns and, in l more, for M_fixed (every value at the first shift)."""
-    width = geo.signal_length + geo.length
-    table = _placed(geo, positions, values, width=width).reshape(geo.length, -1, width)
-    if fixed:
-        tap = np.arange(width)[None] - geo.signal_length == np.arange(geo.length)[:, None]
-        table = jnp.where(jnp.asarray(tap)[:, None], values[None, :, None], table)
-    return table.reshape(-1, width)
-
-
-def _split(geo: Geometry, both: Float[Array, "M D+l"]) -> tuple[Array, Array]:
-    return both[:, : geo.signal_length], both[:, geo.signal_length :]
+def _unsampled(geo: Geometry, filters: Float[Array, "l*q M"], values: Float[Array, " q"]) -> Float[Array, "l M"]:
+    """Return sum_f values[f] filters[f]: every pooled value at the first shift."""
+    taps = filters.reshape(geo.length, -1, geo.channels)
+    return _fold(jnp.add, jnp.stack([values[f] * taps[:, f] for f in range(values.shape[0])]))
 
 
 def _is(geo: Geometry, positions: Int[Array, " f"]) -> Bool[Array, "n f"]:
@@ -242,11 +241,14 @@ def _is(geo: Geometry, positions: Int[Array, " f"]) -> Bool[Array, "n f"]:
 
 
 def _peaks(responses: Float[Array, "n f"]) -> tuple[Int[Array, " f"], Float[Array, " f"]]:
-    """Return position (the first, in a tie) and value of the response of largest magnitude, per filter."""
+    """Return position (the first, in a tie) and value of the response of largest magnitude, per filter.
+
+    True reductions, not `_fold`: XLA would carry an unrolled chain into every entry of what is placed with it.
+    """
     squares, shifts = responses * responses, responses.shape[0]
     rows = np.arange(shifts, dtype=np.int32)[:, None]
-    position = _fold(jnp.minimum, jnp.where(squares >= _fold(jnp.maximum, squares)[None], rows, np.int32(shifts)))
-    return position, _fold(jnp.add, jnp.where(rows == position[None], responses, 0.0))
+    position = jnp.min(jnp.where(squares >= jnp.max(squares, axis=0)[None], rows, np.int32(shifts)), axis=0)
+    return position, jnp.sum(jnp.where(rows == position[None], responses, 0.0), axis=0)
 
 
 def _beaten_by(mine: Float[Array, " f"], others: Float[Array, " g"]) -> Int[Array, " f"]:
