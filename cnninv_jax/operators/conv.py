@@ -33,18 +33,22 @@ class SparseEntries(Protocol):
     @property
     def code_shape(self) -> tuple[int, ...]:
         """Shape (K, *n) of the dense code."""
+        ...
 
     @property
     def filter_indices(self) -> Int[Array, " k"]:
         """Filter of every entry."""
+        ...
 
     @property
     def shifts(self) -> Int[Array, "k rank"]:
         """Shift of every entry, per spatial axis, in [0, n)."""
+        ...
 
     @property
     def values(self) -> Float[Array, " k"]:
         """Value of every entry."""
+        ...
 
 
 @partial(
@@ -195,7 +199,7 @@ def _check_geometry(signal_shape: tuple[int, ...], length: tuple[int, ...], stri
 
 
 def _choose_method(op: ConvOperator) -> Method:
-    """Choose by backend and size; the geometry is all that is known here, not the batching around it.
+    """Choose by backend and size; the batching around the operator is not known here.
 
     Measured with JAX 0.10.2 on a 2-core CPU, float32, ms per example, conv / patches; the synthesis of
 
