@@ -67,7 +67,11 @@ _NUMPY, _TORCH = "benchmarks.peers.numpy_fig2:rate", "benchmarks.peers.torch_fig
 _numpy = functools.partial(Contestant, rate=_NUMPY)
 _torch = functools.partial(Contestant, rate=_TORCH, needs=("torch",))
 
+_ours = functools.partial(Contestant, rate="benchmarks.ours:rate", needs=("jax", "cnninv_jax"), environment={})
+
 CONTESTANTS: list[Contestant] = [
+    _ours("cnninv_jax, conditional", batches=(64, 128, 256)),
+    _ours("cnninv_jax, plain", options={"sampling": "plain"}, batches=(32, 64, 128)),
     Contestant("np.convolve loop", "benchmarks.peers.convolve_fig2:rate", batches=(1,)),
     _numpy("NumPy"),
     _numpy("NumPy, ziggurat normals", options={"normals": "ziggurat"}),
@@ -149,6 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, nargs="+", help="batch sizes to try (default: each form's own list)")
     parser.add_argument("--only", nargs="+", default=[], help="parts of names to measure")
     parser.add_argument("--all", action="store_true", help="also the variants that did not win")
+    parser.add_argument("--smoke", action="store_true", help="one short measurement of each, to see that they run")
     parser.add_argument("--json", help="write the measurements to this file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -167,6 +172,8 @@ def main(arguments: list[str] | None = None) -> None:
             (f"{given.threads} threads, pages kept", given.threads, 1, True),
             (f"{given.threads} processes, pages kept", 1, given.threads, True),
         ]
+    if given.smoke:
+        given.seconds, given.batches, columns = 0.05, [32], columns[:1]
     print(f"| draws per second (best batch) | {' | '.join(name for name, *_ in columns)} |")
     print(f"| --- |{' ---: |' * len(columns)}", flush=True)
     records = []

@@ -118,7 +118,8 @@ def _analyze(
     bank_key, code_key, random_key = jax.random.split(jax.random.key(seed), 3)
     structure = _structure(options, op, bank, bank_key)
 
-    draws = functools.partial(_ratios, op=op, k=k, pool=pool, values=options.values)
+    # A Partial: the filters are data, another bank of this shape would compile nothing anew.
+    draws = jax.tree_util.Partial(_ratios, op=op, k=k, pool=pool, values=options.values)
     own = _run(draws, code_key, options, op, folder / "filters", {**user, "of": "filters"}, "these filters")
     random = functools.partial(
         rip.draw_ratios, num_filters=op.num_filters, channels=op.channels, length=op.length,
