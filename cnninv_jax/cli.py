@@ -25,6 +25,10 @@ from cnninv_jax.montecarlo import Interrupted, MonteCarloError
 REFUSED, STOPPED = 2, 130
 #: What `cnninv analyze` shows when no filters are named: those of Gilbert et al. 2017, Fig. 2.
 DEFAULT_FILTERS = "gaussian:K=96,M=32,ell=5"
+#: Where the headline of tyro's complaints ends and its help begins.
+_AFTER_THE_POINT = re.compile(
+    r" (?:Perhaps you meant|Similar|Available subcommands|For full helptext|Argument helptext)"
+)
 _DESCRIPTION = "When can a CNN's input be recovered from its activations?"
 
 
@@ -61,26 +65,29 @@ def _parse(arguments: Sequence[str] | None) -> Callable[[], None]:
 
 def _sentence(box: str) -> str:
     """Return the point of tyro's boxed, many-lined complaint, with the word that was probably meant."""
-    lines = [line.strip("│ \n") for line in box.splitlines()]
-    text = " ".join(line for line in lines if line[:1] not in ("╭", "╰", "─"))
-    helps = re.findall(r"cnninv[a-z0-9 -]* --help", text)
-    parsed = re.search(r"Error parsing (--[\w-]+): .*?(?:base 10: |to float: |from \[)('[^']*')", text)
-    if parsed:
-        kind = re.search(rf"{parsed[1]} (?:{{None}}\|)?(INT|FLOAT)\b", text)
-        wanted = {"INT": "a whole number", "FLOAT": "a number"}.get(kind[1] if kind else "", "something else")
-        return f"expected {parsed[1]} to be {wanted}, got {parsed[2]}; see {helps[-1]}"
-    point = re.split(r" (?:Perhaps you meant|Similar|Available subcommands|For full helptext|Argument helptext)", text)[
-        0
-    ]
-    known = re.search(r"Available subcommands: ([\w, -]+?) (?:For|Perhaps)", text) or re.search(
-        r"one of \((.*?)\)", text
-    )
-    names = re.findall(r"[\w-]+", known[1]) if known else re.findall(r"--[a-zA-Z][\w-]*", text[len(point) :])
-    wrong = re.findall(r"[\w.-]+", point.partition(":")[2] or "".join(re.findall(r"'(.*?)'", point)[:1]))
-    close = difflib.get_close_matches(wrong[0], [name for name in names if name != "--help"], n=1) if wrong else []
+    lines = [line.strip("│ ") for line in box.strip().splitlines()]
+    # The first line is a title. Where standard output is no UTF-8, the rules are of hyphens.
+    text = " ".join(line for line in lines[1:] if line.strip("╰╯─-"))
+    see = (re.findall(r"cnninv[a-z0-9 -]* --help", text) or ["cnninv --help"])[-1]
+    unread = re.search(r"Error parsing (--[\w-]+): .*?(?:base 10: |to float: |from \[)('[^']*')", text)
+    if unread:
+        flag, value = unread.groups()
+        kind = re.search(rf"{flag} (?:{{None}}\|)?(INT|FLOAT)\b", text)
+        wanted = {"INT": "a whole number", "FLOAT": "a number"}[kind[1]] if kind else "something else"
+        return f"expected {flag} to be {wanted}, got {value}; see {see}"
+    point, *rest = _AFTER_THE_POINT.split(text)
+    point = (point[:1].lower() + point[1:]).replace(". Expected", ", expected").strip(" .")
+    commands = re.search(r"Available subcommands: ([\w, -]+?) For", text)
+    choices = re.search(r"xpected one of \((.*?)\)", point)
+    if commands or choices:
+        known = re.findall(r"[\w-]+", (commands or choices)[1])  # type: ignore[index]  # one of them is there
+    else:
+        known = [flag for flag in re.findall(r"--[a-zA-Z][\w-]*", " ".join(rest)) if flag != "--help"]
+    wrong = re.search(r"options: (\S+?)(?:,|$)|choice '(.*?)'", point)
+    close = difflib.get_close_matches(wrong[1] or wrong[2], known, n=1) if wrong else []
     hint = f" (did you mean {close[0]}?)" if close else ""
-    there = f"; there are: {known[1]}" if known and "one of" not in known[0] else ""
-    return f"{point[:1].lower()}{point[1:].rstrip('. ')}{hint}{there}; see {helps[-1] if helps else 'cnninv --help'}"
+    there = f"; there are: {commands[1]}" if commands else ""
+    return f"{point}{hint}{there}; see {see}"
 
 
 def _application() -> tyro.extras.SubcommandApp:

@@ -18,9 +18,17 @@ from cnninv_jax.experiments.runs import Outcome
 PLAIN_WIDTH = 140
 
 
+class _Console(Console):
+    """A console that leaves a reader's early end (``| head``) to the caller; rich would exit with status 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Say so instead of exiting."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Return a console on standard output; wide enough for the tables where it is no terminal."""
-    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
+    return _Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
 
 
 def rounded(value: float, error: float) -> str:
