@@ -89,12 +89,11 @@ def draw(key: PRNGKeyArray, geometry: Geometry, values: str, dtype: jnp.dtype) -
     signal = _product(_placed(geo, positions, z), active)  # x, time first: [D, M]
     # Materialised: XLA would fold the transposition into the product, which then takes a slower path.
     channels_first = lax.optimization_barrier(signal.T)
-    table = _product(bank, channels_first)
-    answers = _responses(geo, table[:active_rows]).T
+    answers = _responses(geo, _product(active, channels_first)).T
     gram = _product(signal, channels_first)
     covariance = _fold(jnp.add, jnp.stack([_every(geo, _every(geo, gram, s, 0), s, 1) for s in range(geo.length)]))
 
-    columns, solved, scales = ldl_factor(covariance, _responses(geo, table[active_rows:]))
+    columns, solved, scales = ldl_factor(covariance, _responses(geo, _product(fresh, channels_first)))
     inactive = _product(columns * jnp.sqrt(scales), seeds)  # responses of the K - k other filters, [n, K - k]
 
     # Ranks among all K filters by |max-pooled response|; the k first survive M.
@@ -269,7 +268,8 @@ def _fold(operation: Callable[[Array, Array], Array], array: Array) -> Array:
 
 
 def _sum_of_squares(array: Array) -> Float[Array, ""]:
-    return jnp.sum(array * array)
+    flat = array.ravel()
+    return _product(flat, flat)
 
 
 def _only_if_any(compute: Callable[..., Any], needed: Bool[Array, ""], *operands: Any) -> Any:

@@ -116,7 +116,8 @@ def draw_ratios(
         values: distribution of the non-zeros of z, see `sample_code`.
         sampling: ``"plain"`` draws every filter. ``"conditional"`` draws the filters outside the support through
             their responses to x only: the same law at a third of the random numbers, for 1-D Gaussian filters that
-            are not normalised, whole responses as blocks, valid padding. ``"auto"`` takes it where it applies.
+            are not normalised, whole responses as blocks, valid padding, float32 or float64.
+            ``"auto"`` takes it where it applies.
         dtype: of filters and code; JAX's default float for None.
 
     Returns:
@@ -133,7 +134,7 @@ def draw_ratios(
         raise ValueError(f"expected sampling to be 'auto', 'plain' or 'conditional', got {sampling!r}")
     if sampling != "plain":
         geometry, obstacle = _conditional_geometry(
-            num_filters, channels, taps, signal_shape, k, stride, padding, pool, ensemble, normalize, values
+            num_filters, channels, taps, signal_shape, k, stride, padding, pool, ensemble, normalize, values, kind
         )
         if geometry is not None:
             return conditional.draw(key, geometry, values, kind)
@@ -157,10 +158,13 @@ def _conditional_geometry(
     ensemble: str,
     normalize: bool,
     values: str,
+    dtype: jnp.dtype,
 ) -> tuple[conditional.Geometry | None, str]:
     """Return the sizes for conditional sampling, or None and why it does not apply."""
     if ensemble != "gaussian" or normalize:
         return None, "the filters must be i.i.d. Gaussian and not normalised"
+    if jnp.finfo(dtype).bits < 32:
+        return None, f"its random words need float32 or float64, got {dtype}"
     if len(taps) != 1 or padding != "valid" or pool is not None:
         return None, "it needs one spatial axis, valid padding and whole filter responses as blocks"
     if values not in ("uniform", "gaussian", "signs"):
