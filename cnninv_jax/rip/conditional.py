@@ -27,7 +27,7 @@ from jax.custom_batching import custom_vmap
 from cnninv_jax._linalg import ldl_factor, ldl_solve_transposed
 from cnninv_jax._numerics import PRECISION
 from cnninv_jax._random import normal_pairs, random_words, uniform_from_words
-from cnninv_jax._typing import Array, Bool, Float, Int, PRNGKeyArray
+from cnninv_jax._typing import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 #: Up to these sizes the unrolled loops compile within seconds; beyond them the plain path is taken.
 MAX_SHIFTS, MAX_FILTERS = 64, 256
@@ -94,7 +94,7 @@ def draw(key: PRNGKeyArray, geometry: Geometry, values: str, dtype: jnp.dtype) -
     covariance = _fold(jnp.add, jnp.stack([_every(geo, _every(geo, gram, s, 0), s, 1) for s in range(geo.length)]))
 
     columns, solved, scales = ldl_factor(covariance, _responses(geo, _product(fresh, channels_first)))
-    inactive = _product(columns * jnp.sqrt(scales), seeds)  # responses of the K - k other filters, [n, K - k]
+    inactive = _product(columns * jnp.sqrt(scales)[None], seeds)  # responses of the K - k other filters, [n, K - k]
 
     # Ranks among all K filters by |max-pooled response|; the k first survive M.
     mine, theirs = (_fold(jnp.maximum, h * h) for h in (answers, inactive))
@@ -109,7 +109,9 @@ def draw(key: PRNGKeyArray, geometry: Geometry, values: str, dtype: jnp.dtype) -
     if rest:
         # More inactive winners than slots: rare, so the rest is computed only where some lane needs it.
         overflow = jnp.any((order == slots) & inactive_wins)
-        extra, more = _only_if_any(functools.partial(_remainder, geo, rest), overflow, extra_key, state)
+        # The key travels as words: a branch under two vmaps becomes a select, which the key-reuse check refuses.
+        remainder = functools.partial(_remainder, geo, rest, jax.random.key_impl(extra_key))
+        extra, more = _only_if_any(remainder, overflow, jax.random.key_data(extra_key), state)
         fixed = fixed + more
 
     position, value = _peaks(answers)
@@ -128,8 +130,9 @@ def draw(key: PRNGKeyArray, geometry: Geometry, values: str, dtype: jnp.dtype) -
         "full_gram": jnp.sqrt((_sum_of_squares(answers) + _sum_of_squares(inactive)) / code_energy),
         "error_known_support": jnp.sqrt(_sum_of_squares(known) / energy),
         "error_model": jnp.sqrt(_sum_of_squares(model) / energy),
-        # M_fixed touches the first l samples only; elsewhere the error is x itself.
-        "error_fixed": jnp.sqrt((energy - _sum_of_squares(start) + _sum_of_squares(fixed)) / energy),
+        # M_fixed touches the first l samples only; elsewhere the error is x itself. Summed there rather than taken
+        # as a difference of energies, which could come out below zero.
+        "error_fixed": jnp.sqrt((_sum_of_squares(signal[geo.length :]) + _sum_of_squares(fixed)) / energy),
     }
 
 
@@ -159,8 +162,11 @@ def _completed(
     return _placed(geo, position, value), filled, _unsampled(geo, filled, value)
 
 
-def _remainder(geo: Geometry, rest: int, key: PRNGKeyArray, state: _Inactive) -> tuple[Array, Array]:
+def _remainder(
+    geo: Geometry, rest: int, impl: Any, words: UInt32[Array, " words"], state: _Inactive
+) -> tuple[Array, Array]:
     """Return what the ``rest`` inactive winners beyond the slots add to W^T M and W^T M_fixed."""
+    key = jax.random.wrap_key_data(words, impl=impl)
     fresh = normal_pairs(key, geo.channels * geo.length * rest, state.signal.dtype)[0]
     fresh = fresh.reshape(geo.length * rest, geo.channels) * _scale(geo)
     solved = ldl_factor(state.covariance, _responses(geo, _product(fresh, state.signal.T)))[1]
