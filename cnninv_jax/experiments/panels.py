@@ -119,11 +119,12 @@ def _with_histograms(dataset: xr.Dataset) -> xr.Dataset:
     for name in (name for _, _, outputs in PANELS for name in outputs):
         draws = dataset[f"{name}_draws"].to_numpy().astype(float)
         finite = draws[np.isfinite(draws)]
+        bins = _BINS
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
         # One value but for the rounding of float32: (a) and (b) are 1 where a code has one entry.
         if high - low <= 1e-5 * max(abs(high), 1.0):
-            low, high = low - 0.5, high + 0.5
-        counts, edges = np.histogram(finite, _BINS, (low, high))
+            bins, low, high = 1, low - 0.02, high + 0.02
+        counts, edges = np.histogram(finite, bins, (low, high))
         dim = f"{name}_bin"
         added[f"{name}_histogram"] = (dim, counts)
         added[f"{name}_bin_low"], added[f"{name}_bin_high"] = (dim, edges[:-1]), (dim, edges[1:])
