@@ -61,9 +61,7 @@ def parse_ensemble(text: str) -> EnsembleSpec:
             f"write for example {_example('gaussian')!r}"
         )
     if not colon or not rest:
-        raise EnsembleError(
-            f"{text!r} does not say how large the bank is: write for example {_example(name)!r}"
-        )
+        raise EnsembleError(f"{text!r} does not say how large the bank is: write for example {_example(name)!r}")
     given = _parts(rest)
     if missing := [size for size in _SIZES if size not in given]:
         raise EnsembleError(f"{text!r} lacks {' and '.join(missing)}: for example {_example(name)!r}")

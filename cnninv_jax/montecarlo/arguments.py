@@ -22,9 +22,7 @@ def make_plan(leaves: tuple[Leaf, ...], statistics: Statistics | None, keep: Seq
     names = [leaf.name for leaf in leaves]
     statistics = {} if statistics is None else statistics
     if not isinstance(statistics, Mapping):
-        raise ValueError(
-            f"expected statistics to map leaf names to accumulators, got {type(statistics).__name__}"
-        )
+        raise ValueError(f"expected statistics to map leaf names to accumulators, got {type(statistics).__name__}")
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     _known(statistics, names, "statistics")
     _known(keep, names, "keep")
@@ -59,9 +57,7 @@ def make_plan(leaves: tuple[Leaf, ...], statistics: Statistics | None, keep: Seq
 def _known(asked: Mapping[str, Any] | Sequence[str], names: Sequence[str], where: str) -> None:
     unknown = [name for name in asked if name not in names]
     if unknown:
-        raise ValueError(
-            f"expected names of the draw's outputs in {where}, got {unknown}; there are {list(names)}"
-        )
+        raise ValueError(f"expected names of the draw's outputs in {where}, got {unknown}; there are {list(names)}")
 
 
 def choose_headline(plan: Plan, headline: str | None) -> str | None:
@@ -106,9 +102,7 @@ def as_key(key: Any) -> jax.Array:
 def as_mesh(mesh: Mesh | None) -> Mesh:
     """Return a mesh with the one axis "draws": the given one, or all local devices."""
     if jax.process_count() > 1:
-        raise ValueError(
-            f"expected a single process, got {jax.process_count()}; run one process per journal folder"
-        )
+        raise ValueError(f"expected a single process, got {jax.process_count()}; run one process per journal folder")
     if mesh is None:
         return Mesh(np.asarray(jax.local_devices()), (AXIS,))
     if tuple(mesh.axis_names) != (AXIS,):

@@ -162,9 +162,7 @@ class _Session:
             [accumulator.empty(leaf.shape) for accumulator in group]
             for leaf, group in zip(self.plan.leaves, self.plan.accumulators, strict=True)
         ]
-        self.kept = {
-            leaf.name: np.empty((self.num_draws, *leaf.shape), leaf.dtype) for leaf in self.plan.kept
-        }
+        self.kept = {leaf.name: np.empty((self.num_draws, *leaf.shape), leaf.dtype) for leaf in self.plan.kept}
         self.blocks = -(-self.num_draws // self.block)
         self.merged = self.resumed = 0
         self.waiting: list[tuple[int, int, bytes]] = []
@@ -233,10 +231,7 @@ class _Session:
     def _stop(self) -> str:
         if self.journal is None:
             done = min(self.merged * self.block, self.num_draws)
-            return (
-                f"stopped after {done:,} of {self.num_draws:,} draws; "
-                "nothing is saved, give out=folder to keep them"
-            )
+            return f"stopped after {done:,} of {self.num_draws:,} draws; nothing is saved, give out=folder to keep them"
         self.flush()
         done = min(self.journal.finished() * self.block, self.num_draws)
         return (
@@ -252,9 +247,7 @@ class _Session:
             positions = range(first, first + devices)
             counts = np.array([self.count(position) for position in positions], np.int32)
             # Positions past the end count no draws; their start is set to 0 to stay within 32 bits.
-            starts = np.array(
-                [p * self.block if n else 0 for p, n in zip(positions, counts, strict=True)], np.uint32
-            )
+            starts = np.array([p * self.block if n else 0 for p, n in zip(positions, counts, strict=True)], np.uint32)
             flight.append((counts, program.compiled(arrays, root, starts, counts)))
             if len(flight) > 1:
                 self._collect(*flight.popleft())
@@ -297,9 +290,7 @@ class _Session:
         if self.merged and self.headline is not None:
             at = [leaf.name for leaf in self.plan.leaves].index(self.headline)
             text = headline_text(self.plan.accumulators[at], self.totals[at], self.headline)
-        self.reporter.report(
-            Progress(stage, done, self.num_draws, speed, (self.num_draws - done) / speed, text)
-        )
+        self.reporter.report(Progress(stage, done, self.num_draws, speed, (self.num_draws - done) / speed, text))
 
     def result(self, spec: dict[str, Any], mesh: Mesh, program: BlockProgram | None) -> Result:
         """Return the finished numbers with where they come from."""

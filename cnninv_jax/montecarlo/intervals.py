@@ -67,9 +67,7 @@ def quantile_ranks(q: float, count: ArrayLike, level: float = 0.95) -> tuple[np.
     return np.maximum(low, 0), np.minimum(high, count + 1)
 
 
-def sample_quantile(
-    sample: ArrayLike, q: float, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def sample_quantile(sample: ArrayLike, q: float, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (estimate, low, high) of the q-quantile from the finite raw draws along axis 0."""
     values = np.asarray(sample, np.float64)
     finite = np.isfinite(values)

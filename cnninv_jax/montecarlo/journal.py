@@ -62,8 +62,7 @@ class Journal:
             return
         if not {"meta", "blocks"} <= tables:
             raise JournalError(
-                f"expected {self.path} to be a journal of runs, got another SQLite file; "
-                "choose another folder"
+                f"expected {self.path} to be a journal of runs, got another SQLite file; choose another folder"
             )
         meta = dict(self._execute("SELECT key, value FROM meta"))
         if meta.get("format") != str(FORMAT):
@@ -92,9 +91,7 @@ class Journal:
                 )
             return
         with self._explained("write"), self._transaction():
-            self._execute(
-                "INSERT OR REPLACE INTO meta VALUES ('spec', ?), ('spec_sha256', ?)", (text, sha256(text))
-            )
+            self._execute("INSERT OR REPLACE INTO meta VALUES ('spec', ?), ('spec_sha256', ?)", (text, sha256(text)))
         self.spec = json.loads(text)
 
     def finished(self) -> int:
@@ -130,8 +127,7 @@ class Journal:
                     raise self._corrupted(f"block {position} does not match its checksum")
                 if count != expected or len(payload) != size:
                     raise self._corrupted(
-                        f"block {position} holds {count} draws in {len(payload)} bytes "
-                        f"instead of {expected} in {size}"
+                        f"block {position} holds {count} draws in {len(payload)} bytes instead of {expected} in {size}"
                     )
                 yield payload
 
@@ -202,18 +198,14 @@ class Journal:
                     f"expected {self.path} to be writable, got {text!r}; choose another folder"
                 ) from None
             if isinstance(error, sqlite3.OperationalError):
-                raise JournalError(
-                    f"could not {action} {self.path}: {text}; check the disk and run again"
-                ) from None
+                raise JournalError(f"could not {action} {self.path}: {text}; check the disk and run again") from None
             raise self._corrupted(text) from None
 
 
 def _prepare_folder(folder: Path, path: Path, create: bool) -> None:
     if not create:
         if not path.is_file():
-            raise JournalError(
-                f"expected a journal at {path}, got none; name the folder of a run that was begun"
-            )
+            raise JournalError(f"expected a journal at {path}, got none; name the folder of a run that was begun")
         return
     if folder.exists() and not folder.is_dir():
         raise JournalError(f"expected out to be a folder, got the file {folder}; name a folder")

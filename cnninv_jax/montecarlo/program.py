@@ -274,9 +274,7 @@ def compile_blocks(signature: Signature, plan: Plan, block: int, lanes: int, mes
         check_vma=False,
     )
 
-    def aval(
-        shape: tuple[int, ...], dtype: Any, spec: PartitionSpec, weak: bool = False
-    ) -> jax.ShapeDtypeStruct:
+    def aval(shape: tuple[int, ...], dtype: Any, spec: PartitionSpec, weak: bool = False) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec), weak_type=weak)
 
     arrays = tuple(aval(a.shape, a.dtype, everywhere, a.weak_type) for a in signature.avals)

@@ -107,18 +107,14 @@ class Result:
         """Return Student's interval of the mean of a leaf."""
         numbers = self._of(name)
         if "mean" not in numbers:
-            raise ValueError(
-                f"expected Moments() for {name!r}, got {list(numbers)}; ask for it in statistics"
-            )
+            raise ValueError(f"expected Moments() for {name!r}, got {list(numbers)}; ask for it in statistics")
         return intervals.mean_interval(numbers["mean"], numbers["variance"], numbers["count"], level)
 
     def proportion_interval(self, name: str, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Return Wilson's interval of the proportion of a leaf."""
         numbers = self._of(name)
         if "proportion" not in numbers:
-            raise ValueError(
-                f"expected Proportion(...) for {name!r}, got {list(numbers)}; ask for it in statistics"
-            )
+            raise ValueError(f"expected Proportion(...) for {name!r}, got {list(numbers)}; ask for it in statistics")
         return intervals.wilson(numbers["successes"], numbers["count"], level)
 
     def quantile(self, name: str, q: float, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -275,9 +271,7 @@ def _attributes(name: str, key: str, level: float) -> dict[str, Any]:
     return attributes
 
 
-def headline_text(
-    group: Sequence[Accumulator], totals: Sequence[HostState], name: str, level: float = 0.95
-) -> str:
+def headline_text(group: Sequence[Accumulator], totals: Sequence[HostState], name: str, level: float = 0.95) -> str:
     """Return the current interval of one scalar leaf, "ratio: 0.1522 +- 0.0004 (95%)"."""
     for accumulator, total in zip(group, totals, strict=True):
         if isinstance(accumulator, Moments):

@@ -37,9 +37,7 @@ def choose_sizes(
     if lanes is not None:
         lanes = positive(lanes, "lanes", 1 << 30)
         if lanes & (lanes - 1):
-            raise ValueError(
-                f"expected lanes to be a power of two, got {lanes}; take {1 << (lanes.bit_length() - 1)}"
-            )
+            raise ValueError(f"expected lanes to be a power of two, got {lanes}; take {1 << (lanes.bit_length() - 1)}")
     # What the user leaves open is read from the journal: a resumed run must not depend on today's defaults.
     if chunk_size is not None:
         block = positive(chunk_size, "chunk_size", 1 << 30)
@@ -47,8 +45,7 @@ def choose_sizes(
         block = int(held.get("block", max(default_block, lanes or 1)))
     if lanes is not None and lanes > block:
         raise ValueError(
-            f"expected lanes of at most one block of {block} draws, got {lanes}; "
-            "raise chunk_size or lower lanes"
+            f"expected lanes of at most one block of {block} draws, got {lanes}; raise chunk_size or lower lanes"
         )
     if lanes is None:
         # No more lanes than draws: a run of ten expensive draws must not compute 128.

@@ -24,9 +24,7 @@ def canonical_json(value: object) -> str:
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=True, default=_plain)
     except (TypeError, RecursionError) as error:
-        raise ValueError(
-            f"expected a specification of plain numbers, strings, lists and dicts, got {error}"
-        ) from None
+        raise ValueError(f"expected a specification of plain numbers, strings, lists and dicts, got {error}") from None
 
 
 def _plain(value: Any) -> object:
