@@ -25,7 +25,7 @@ from jax.sharding import Mesh, PartitionSpec
 from cnninv_jax import montecarlo
 from cnninv_jax.experiments.gilbert2017 import FIG2, Fig2Parameters
 
-BLOCK, LANES = 4096, 128
+BLOCK, LANES = 4096, 64
 
 
 def bare_loop(draw, devices):

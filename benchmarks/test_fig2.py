@@ -30,7 +30,7 @@ def test_engine(benchmark):
     parameters = Fig2Parameters()
     draw, accumulators = FIG2.draw(parameters, "float32"), FIG2.statistics(parameters)
     go = lambda: montecarlo.run(  # noqa: E731
-        draw, 0, 8192, chunk_size=4096, lanes=128, statistics=accumulators, progress=False
+        draw, 0, 8192, chunk_size=4096, lanes=64, statistics=accumulators, progress=False
     )
     benchmark.extra_info["compile_seconds"] = go().provenance["compile_seconds"]
     benchmark.extra_info["memory_bytes"] = go().provenance["memory_bytes"]

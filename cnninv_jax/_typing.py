@@ -22,8 +22,8 @@ from jaxtyping import Bool, Float, Int, Key, PRNGKeyArray, Shaped, UInt32
 #: One integer for every spatial axis, or one per axis.
 PerAxis: TypeAlias = int | Sequence[int]
 FilterBank: TypeAlias = Float[Array, "K M *ell"]
-Signal: TypeAlias = Float[Array, "M *D"]
-Code: TypeAlias = Float[Array, "K *n"]
+Signal: TypeAlias = Float[Array, " M *D"]
+Code: TypeAlias = Float[Array, " K *n"]
 Scalar: TypeAlias = Float[Array, ""]
 
 __all__ = [

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import tyro
 
+from cnninv_jax._version import __version__
 from cnninv_jax.experiments.analysis import AnalysisOptions, analyze
 from cnninv_jax.experiments.registry import Experiment, experiments
 from cnninv_jax.experiments.runs import RunOptions, precision_of, reproduce, resume
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> Callable[[], None]:
     """Return what was asked for, ready to be called; what cannot be understood becomes one sentence."""
+    if list(sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        return lambda: print(f"cnninv {__version__}")
     heard = io.StringIO()
     try:
         with contextlib.redirect_stderr(heard):

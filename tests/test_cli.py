@@ -344,18 +344,16 @@ def test_disk_full_while_writing(capsys, finished, scratch, monkeypatch, what):
     shutil.copytree(finished, scratch / "run")
     for name in ("result.nc", "summary.json", "gilbert-fig2.png", "gilbert-fig2.svg"):
         (scratch / "run" / name).unlink()
-    full = OSError(28, "No space left on device")
+    marked = {"summary.json": "summary.json", "the figure": "gilbert-fig2.svg", "result.nc": "result.nc"}[what]
+    replace = os.replace
 
-    def fails(*_, **__):
-        raise full
+    def full(source, target):
+        if os.path.basename(target) == marked:
+            raise OSError(28, "No space left on device")
+        return replace(source, target)
 
-    target = {
-        "summary.json": (files.os, "fdopen"),
-        "the figure": (__import__("matplotlib.figure").figure.Figure, "savefig"),
-        "result.nc": (xr.Dataset, "to_netcdf"),
-    }[what]
     with monkeypatch.context() as patch:
-        patch.setattr(*target, fails)
+        patch.setattr(os, "replace", full)
         sentence = refused(capsys, *SMALL, "--out", scratch / "run")
     assert "the disk is full" in sentence
     assert what in sentence

@@ -67,7 +67,7 @@ def check(matrix, rows, right, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=5, **QUICK)
+@settings(max_examples=3, **QUICK)
 @given(size=st.integers(1, 40), count=st.sampled_from([0, 3]), seed=st.integers(0, 2**32 - 1))
 def test_factor_and_solve_agree_with_numpy(dtype, size, count, seed):
     rng = np.random.default_rng(seed)
@@ -97,7 +97,7 @@ def test_scale_does_not_matter(dtype, scale):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("size", "count"), [(5, 0), (28, 6)])
+@pytest.mark.parametrize(("size", "count"), [(5, 0), (13, 6)])
 def test_lanes_equal_single_calls_to_the_last_bit(dtype, size, count):
     rng = np.random.default_rng(size)
     matrices = definite(rng, size, 7).astype(dtype)

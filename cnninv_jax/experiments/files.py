@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cnninv_jax._files import write_whole
 from cnninv_jax.montecarlo import MonteCarloError, ResultError
 from cnninv_jax.montecarlo.journal import FILE_NAME, Journal
 
@@ -83,16 +83,7 @@ def writing(what: str) -> Iterator[None]:
 def save_json(content: Mapping[str, Any], path: Path) -> Path:
     """Write JSON in one piece, readable by strict parsers: what is not finite becomes null."""
     text = json.dumps(_strict(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-    return path
+    return write_whole(path, text.encode())
 
 
 def _reason(error: OSError) -> str:

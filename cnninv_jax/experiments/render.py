@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cnninv_jax._files import write_whole
 from cnninv_jax.experiments.registry import Claim
 
 if TYPE_CHECKING:
@@ -98,6 +97,9 @@ def draw_ratio_panel(
     for source, prefix in sources:
         for colour, (name, short) in zip(COLOURS, outputs.items(), strict=False):
             edges, density = rebinned(source, name)
+            if reference is not None:
+                # A narrow peak would flatten the others to a line.
+                density = density / max(float(density.max()), 1e-300)
             mean, deviation = float(source[f"{name}_mean"]), float(source[f"{name}_standard_deviation"])
             text = f"{prefix}{short}: {mean:.3g} ± {deviation:.2g}"
             if prefix:
@@ -110,7 +112,7 @@ def draw_ratio_panel(
     axes.set_ylim(0.0, axes.get_ylim()[1] * (1.15 + 0.09 * len(axes.get_legend_handles_labels()[1])))
     axes.set_title(heading, fontsize=11)
     axes.set_xlabel(label)
-    axes.set_ylabel("probability density")
+    axes.set_ylabel("probability density" if reference is None else "density, each scaled to its peak")
     axes.legend(fontsize=8, loc="upper right", framealpha=0.9, title="mean ± standard deviation", title_fontsize=7)
 
 
@@ -152,15 +154,7 @@ def save_figure(figure: Figure, folder: Path, stem: str, formats: Sequence[str] 
     # Without date and with fixed ids, the same result gives the same file.
     with mpl.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):
         for kind in formats:
-            target = folder / f"{stem}.{kind}"
-            handle, temporary = tempfile.mkstemp(prefix=f".{stem}.", suffix=f".{kind}.part", dir=folder)
-            os.close(handle)
-            try:
-                figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-                os.chmod(temporary, 0o644)
-                os.replace(temporary, target)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary)
-            written.append(target)
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+            written.append(write_whole(folder / f"{stem}.{kind}", drawn.getvalue()))
     return written

@@ -46,7 +46,7 @@ def _compute_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float32) if dtype.itemsize < 4 else np.dtype(dtype)
 
 
-def _counted(values: Shaped[Array, lanes * leaf], mask: Bool[Array, lanes]) -> tuple[Array, Array]:
+def _counted(values: Shaped[Array, " lanes *leaf"], mask: Bool[Array, " lanes"]) -> tuple[Array, Array]:
     """Return float values with the uncounted ones set to zero, and which ones count (valid and finite)."""
     dtype = _compute_dtype(np.dtype(values.dtype))
     floats = values.astype(dtype)
@@ -74,7 +74,7 @@ class Accumulator:
         """Return the device state of an empty block."""
         raise NotImplementedError
 
-    def update(self, state: State, values: Shaped[Array, lanes * leaf], mask: Bool[Array, lanes]) -> State:
+    def update(self, state: State, values: Shaped[Array, " lanes *leaf"], mask: Bool[Array, " lanes"]) -> State:
         """Return the device state after one slice; lanes outside ``mask`` do not count."""
         raise NotImplementedError
 

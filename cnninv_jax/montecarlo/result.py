@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cnninv_jax._files import write_whole
 from cnninv_jax.montecarlo import intervals
 from cnninv_jax.montecarlo.accumulators import Accumulator, HostState, Leaf, Moments, Proportion
 from cnninv_jax.montecarlo.errors import ResultError
@@ -232,34 +231,17 @@ class Result:
             ResultError: the file cannot be written.
         """
         target = Path(path)
-        dataset = self.to_xarray(level)
-        temporary = None
+        # Serialised in memory first: a full disk under an open HDF5 file can bring the whole process down.
+        content = self.to_xarray(level).to_netcdf(None, engine="h5netcdf")
         try:
-            handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-            os.close(handle)
-            dataset.to_netcdf(temporary, engine="h5netcdf")
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, target)
+            return write_whole(target, content)
         except OSError as error:
-            full = error.errno == errno.ENOSPC or "No space left" in str(error)
+            full = error.errno == errno.ENOSPC
             raise ResultError(
-                f"the disk is full: {target} was not written; free some space and save again"
+                f"the disk is full: {target} was not written; make room, then save again or start the same run again"
                 if full
                 else f"expected to write {target}, got {error.strerror or error}; choose another place"
             ) from None
-        finally:
-            if temporary is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary)
-        return target
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _attributes(name: str, key: str, level: float) -> dict[str, Any]:

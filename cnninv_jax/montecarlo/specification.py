@@ -143,6 +143,9 @@ def differences(journal: Mapping[str, Any], this: Mapping[str, Any], prefix: str
         old, new = (spec.get(key, "nothing") for spec in (journal, this))
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             phrases += differences(old, new, f"{prefix}{key}.")
+        elif prefix + key == "draw.computation":
+            if old != new:
+                phrases.append("draw.computation: the code of the draw is not the one the journal was begun with")
         elif canonical_json(old) != canonical_json(new):
             phrases.append(f"{prefix}{key}: journal has {_shown(old)}, this run asks {_shown(new)}")
     return phrases

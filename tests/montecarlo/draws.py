@@ -40,8 +40,7 @@ def variables_equal(first, second):
     """Whether two datasets hold the same variables to the last bit."""
     assert set(first.variables) == set(second.variables)
     return all(
-        first[name].dtype == second[name].dtype
-        and first[name].values.tobytes() == second[name].values.tobytes()
+        first[name].dtype == second[name].dtype and first[name].values.tobytes() == second[name].values.tobytes()
         for name in first.variables
     )
 

@@ -112,9 +112,7 @@ def test_integers_and_bools_are_cast():
     values = np.random.default_rng(5).integers(-5, 9, 300).astype(np.int32)
     assert accumulate(mc.Extremes(), values, 64, 8) == {"min": values.min(), "max": values.max()}
     np.testing.assert_allclose(accumulate(mc.Moments(), values, 64, 8)["mean"], values.mean(), rtol=1e-6)
-    np.testing.assert_allclose(
-        accumulate(mc.Moments(), values > 0, 64, 8)["mean"], (values > 0).mean(), rtol=1e-6
-    )
+    np.testing.assert_allclose(accumulate(mc.Moments(), values > 0, 64, 8)["mean"], (values > 0).mean(), rtol=1e-6)
 
 
 def test_half_precision_is_accumulated_in_float32():

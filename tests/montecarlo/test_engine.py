@@ -98,9 +98,7 @@ def test_new_banks_keys_and_counts_trace_nothing():
         assert result.provenance["spec"]["num_draws"] == 200 + seed
         if seed in (0, 49):
             reference = draws.raw(functools.partial(draws.with_bank, jnp.asarray(bank)), key, 200 + seed)
-            np.testing.assert_allclose(
-                result["ratio"]["mean"], reference["ratio"].mean(), rtol=1e-4, atol=1e-5
-            )
+            np.testing.assert_allclose(result["ratio"]["mean"], reference["ratio"].mean(), rtol=1e-4, atol=1e-5)
     assert traces == [(4, 3)]
     quiet(jax.tree_util.Partial(counted, np.zeros((5, 3), np.float32)), 0, 200, chunk_size=64)
     assert traces == [(4, 3), (5, 3)]

@@ -52,9 +52,7 @@ def test_sample_quantile_agrees_with_numpy():
         assert np.all(low <= value)
         assert np.all(value <= high)
     holes = np.where(x > 1, np.nan, x)
-    np.testing.assert_allclose(
-        mc.sample_quantile(holes, 0.3)[0], np.nanquantile(holes, 0.3, axis=0), rtol=1e-12
-    )
+    np.testing.assert_allclose(mc.sample_quantile(holes, 0.3)[0], np.nanquantile(holes, 0.3, axis=0), rtol=1e-12)
     value, low, high = mc.sample_quantile(np.full((5, 1), np.nan), 0.5)
     assert np.isnan(value[0])
     assert (low[0], high[0]) == (-np.inf, np.inf)

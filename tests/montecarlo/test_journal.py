@@ -27,9 +27,7 @@ DRAWS = 2025
 
 
 def worker_run(folder, **options):
-    return quiet(
-        draws.mixed, 11, DRAWS, **{"chunk_size": 50, "lanes": 16, "keep": ("x",), "out": folder, **options}
-    )
+    return quiet(draws.mixed, 11, DRAWS, **{"chunk_size": 50, "lanes": 16, "keep": ("x",), "out": folder, **options})
 
 
 def start_worker(folder, pause):
@@ -55,9 +53,7 @@ def kill_and_resume(folder, lines, uninterrupted):
     return resumed.provenance["resumed_blocks"]
 
 
-needs_x64 = pytest.mark.skipif(
-    not jax.config.jax_enable_x64, reason="the killed process runs with 64-bit types"
-)
+needs_x64 = pytest.mark.skipif(not jax.config.jax_enable_x64, reason="the killed process runs with 64-bit types")
 
 
 @needs_x64
@@ -256,18 +252,14 @@ def test_wrong_length_and_missing_block(tmp_path, uninterrupted):
 
 
 def test_other_format_and_other_database(tmp_path):
-    message = damaged(
-        tmp_path / "a", lambda path: execute(path, "UPDATE meta SET value = '99' WHERE key = 'format'")
-    )
+    message = damaged(tmp_path / "a", lambda path: execute(path, "UPDATE meta SET value = '99' WHERE key = 'format'"))
     assert "journal format 1, got 99" in message
     message = damaged(
         tmp_path / "b",
         lambda path: execute(path, "DROP TABLE meta", "DROP TABLE blocks", "CREATE TABLE t (a)"),
     )
     assert "another SQLite file" in message
-    message = damaged(
-        tmp_path / "c", lambda path: execute(path, "UPDATE meta SET value = '{}' WHERE key = 'spec'")
-    )
+    message = damaged(tmp_path / "c", lambda path: execute(path, "UPDATE meta SET value = '{}' WHERE key = 'spec'"))
     assert "does not match its hash" in message
 
 

@@ -56,16 +56,15 @@ def test_failed_save_leaves_what_was_there(result, tmp_path, monkeypatch):
     path = tmp_path / "result.nc"
     path.write_text("before")
 
-    def full(self, target, **options):
-        with open(target, "w") as file:
-            file.write("half")
+    def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(mc.ResultError, match="the disk is full"):
         result.save_netcdf(path)
     assert path.read_text() == "before"
     assert os.listdir(tmp_path) == ["result.nc"]
+    monkeypatch.undo()
     with pytest.raises(mc.ResultError, match="choose another place"):
         result.save_netcdf(tmp_path / "missing" / "result.nc")
 

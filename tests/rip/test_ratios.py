@@ -75,7 +75,8 @@ def test_ratios_agree_with_the_dense_matrix(case):
     num_filters, channels, ell, size, stride, padding, pool, k = case
     rng = np.random.default_rng(1)
     wide = jax.config.jax_enable_x64
-    dtypes = (np.float32, np.float64) if wide else (np.float32,)
+    # Each size in one of the two widths, and float32 alone where 64-bit types are off.
+    dtypes = (np.float64 if wide and CASES.index(case) % 3 else np.float32,)
     filters = bank_of(rng, (num_filters, channels, *ell))
     for dtype in dtypes:
         op = conv_operator(filters.astype(dtype), size, stride=stride, padding=padding)
