@@ -69,19 +69,12 @@ def test_cases_are_at_the_edges_of_what_is_supported():
     assert not conditional.supported(Geometry(9, 64, 3, 67, 1, 3))
 
 
-def test_draws_equal_those_of_an_explicit_bank(case):
+def check_explicit_banks(geo, values, dtype):
     """Wrong responses, ranks, completions or placements change a number here, whatever their law."""
-    geo, values, dtype = case
     got = sample(geo, values, "conditional", dtype)
     for index in range(8):
         outputs = {name: value[index] for name, value in got.items()}
         check_explicit(key_of(2, index), geo, values, dtype, outputs, tolerance_of(dtype))
-
-
-def test_the_law_is_that_of_the_plain_path(case):
-    geo, values, dtype = case
-    samples = [sample(geo, values, sampling, dtype) for sampling in ("conditional", "plain")]
-    check_same_law(*samples, COMPARISONS)
 
 
 def overlap(geo):
@@ -90,13 +83,11 @@ def overlap(geo):
     return np.maximum(geo.length - shift, 0).sum() / (geo.length * geo.shifts)
 
 
-@pytest.mark.parametrize("sampling", ["conditional", "plain"])
-def test_mean_squares_are_those_of_theory(case, sampling):
+def check_mean_squares(geo, values, dtype, sampling):
     """E|W^T z|^2 = |z|^2; E|W_S W^T z|^2 and E|W W^T z|^2 by the second and fourth moments of Gaussian filters.
 
     With N = M l and A = `overlap`: 1 + 2/N + (k - 1) A/(n N) and 1 + 1/N + K A/N, for every law of z's values.
     """
-    geo, values, dtype = case
     got = sample(geo, values, sampling, dtype)
     size, weight = geo.channels * geo.length, overlap(geo)
     expected = {
@@ -113,6 +104,15 @@ def test_mean_squares_are_those_of_theory(case, sampling):
         variance = 2 / (size * geo.k) * (1 + (geo.k - 1) * weight / geo.shifts)
         deviations = (squares - 1) ** 2
         assert abs(deviations.mean() - variance) < 5 * deviations.std() / np.sqrt(len(squares))
+
+
+def test_both_paths(case):
+    """Draws of an explicit bank, the plain path's law, theory's moments; one test, so that a process samples once."""
+    check_explicit_banks(*case)
+    for sampling in ("conditional", "plain"):
+        check_mean_squares(*case, sampling)
+    geo, values, dtype = case
+    check_same_law(*(sample(geo, values, sampling, dtype) for sampling in ("conditional", "plain")), COMPARISONS)
 
 
 def test_no_random_number_serves_twice():
