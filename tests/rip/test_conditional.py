@@ -226,7 +226,7 @@ def test_float32_is_good_at_the_edges(name):
 @pytest.mark.float32
 def test_an_estimate_near_x_gives_no_nan():
     """One filter carries z and wins: its error may be zero to rounding, which no difference of energies survives."""
-    geo = Geometry(2, 32, 5, 6, 1, 1)
+    geo = Geometry(2, 128, 3, 4, 1, 1)
     got = run(
         functools.partial(draw_ratios, **sizes(geo), sampling="conditional", dtype=np.float32), keys_of(6, 65_536)
     )
