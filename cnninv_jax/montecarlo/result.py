@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -265,8 +264,3 @@ def headline_text(group: Sequence[Accumulator], totals: Sequence[HostState], nam
             continue
         return f"{name}: {(low + high) / 2:.6g} +- {(high - low) / 2:.2g} ({100 * level:g}%)"
     return ""
-
-
-def load_specification(dataset: xr.Dataset) -> dict[str, Any]:
-    """Return the specification that a saved result carries."""
-    return json.loads(dataset.attrs["specification"])
