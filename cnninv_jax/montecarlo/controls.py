@@ -35,15 +35,16 @@ class ControlledMean(Accumulator):
     With the sample means ybar, cbar, the co-moments S and beta = S_cc^-1 S_cy (Lavenberg and Welch 1981):
     ``mean = ybar - beta . (cbar - mu)``,
     ``standard_error^2 = (S_yy - beta . S_cy) / (n - p - 1) * (1 / n + (cbar - mu) . S_cc^-1 (cbar - mu))``,
-    Student's t with n - p - 1 degrees of freedom; exact where (y, c) is jointly normal. Otherwise the mean has a bias of
-    order 1 / n, against a standard error of order 1 / sqrt(n).
+    Student's t with n - p - 1 degrees of freedom; exact where (y, c) is jointly normal. Otherwise the mean has a bias
+    of order 1 / n, against a standard error of order 1 / sqrt(n).
 
-    The last axis is gone from what is finalised: ``mean``, ``standard_error``, ``variance`` (n times the squared standard
-    error, what one draw is worth), ``degrees_of_freedom``, ``plain_mean`` and ``plain_standard_error`` (without
-    controls), ``variance_reduction`` (plain over controlled variance), and over the controls ``coefficients`` (beta) and
-    ``control_deviation``, (cbar - mu) in standard errors of cbar: one far beyond 3 says that the stated expectation is
-    wrong, and with it the mean. ``count`` and ``non_finite`` count draws, one with any non-finite entry being left out;
-    they take the place of the `Tally`'s. Such a leaf takes no other statistic (`with_controls` keeps y by itself).
+    The last axis is gone from what is finalised: ``mean``, ``standard_error``, ``variance`` (n times the squared
+    standard error, what one draw is worth), ``degrees_of_freedom``, ``plain_mean`` and ``plain_standard_error``
+    (without controls), ``variance_reduction`` (plain over controlled variance), and over the controls ``coefficients``
+    (beta) and ``control_deviation``, (cbar - mu) in standard errors of cbar: one far beyond 3 says that the stated
+    expectation is wrong, and with it the mean. ``count`` and ``non_finite`` count draws, one with any non-finite entry
+    being left out; they take the place of the `Tally`'s. Such a leaf takes no other statistic (`with_controls` keeps y
+    by itself).
 
     Float32 draws resolve reductions up to some 1e5. Constant and collinear controls are left out.
 
@@ -209,7 +210,9 @@ class _WithControls:
         asked = {name for target, names in self.controls for name in (target, *names)}
         missing = sorted(asked - set(outputs))
         if missing:
-            raise ValueError(f"expected names of the draw's outputs in controls, got {missing}; there are {list(outputs)}")
+            raise ValueError(
+                f"expected names of the draw's outputs in controls, got {missing}; there are {list(outputs)}"
+            )
         added = {
             controlled_name(target): _stacked(target, outputs[target], {name: outputs[name] for name in names})
             for target, names in self.controls
@@ -251,8 +254,8 @@ def with_controls(draw: Callable[[jax.Array], Any], controls: Controls) -> Calla
 
     Args:
         draw: function of one key that returns a dict; a pytree callable stays one.
-        controls: the controls of every output to correct, each with its known expectation. A control is an output of the
-            same draw, a scalar or of the output's shape.
+        controls: the controls of every output to correct, each with its known expectation. A control is an output of
+            the same draw, a scalar or of the output's shape.
 
     Raises:
         ValueError: no controls, or (when traced) outputs that do not exist or do not fit.

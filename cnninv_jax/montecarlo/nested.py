@@ -124,7 +124,7 @@ class VarianceComponents:
 
     @property
     def intraclass_correlation(self) -> np.ndarray:
-        """rho = sigma_b^2 / (sigma_b^2 + sigma_w^2), the correlation of two inner draws of one cluster."""
+        """The correlation rho = sigma_b^2 / (sigma_b^2 + sigma_w^2) of two inner draws of one cluster."""
         return self.between / self.total
 
     @property
@@ -183,4 +183,3 @@ def best_count(components: VarianceComponents, cost_outer: float, cost_inner: fl
     within, between = np.asarray(components.within), np.asarray(components.between)
     ratio = np.where(between > 0, within / np.where(between > 0, between, 1.0), np.inf)
     return np.maximum(np.sqrt(cost_outer / cost_inner * ratio), 1.0)
-

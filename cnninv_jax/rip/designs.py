@@ -1,17 +1,24 @@
-"""Several codes on one filter bank, arranged to vary less: better estimators of the means in Gilbert et al. 2017, Fig. 2.
+"""Several codes on one filter bank: better estimators of the means in Gilbert et al. 2017, Fig. 2.
 
-The filter bank is the expensive part of a draw. Several codes on it share its cost; means over them are unbiased whatever
-the codes' dependence, as each has the law of a single draw (see `cnninv_jax.sparsity.designs`).
+Where every filter is drawn, the bank is a large part of a draw's cost. Several codes on it share that cost; means over
+them are unbiased whatever the codes' dependence, as each has the law of a single draw (`cnninv_jax.sparsity.designs`).
+The energy |W^T z|^2 / |z|^2, whose mean is known, is a control variate for all readings, with one code or several.
 """
 
 from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from cnninv_jax import filters as ensembles
 from cnninv_jax._numerics import float_dtype
-from cnninv_jax._typing import Array, Float, PerAxis, PRNGKeyArray
+from cnninv_jax._random import normal_pairs
+from cnninv_jax._typing import Array, FilterBank, Float, PerAxis, PRNGKeyArray
 from cnninv_jax.operators import ConvOperator, conv_operator
 from cnninv_jax.rip.ratios import ratios_of_code
 from cnninv_jax.sparsity import regions, sample_codes, window
@@ -126,7 +133,7 @@ def draw_ratios_of_codes(
     if ensemble not in ensembles.ENSEMBLES:
         raise ValueError(f"expected ensemble to be one of {', '.join(ensembles.ENSEMBLES)}, got {ensemble!r}")
     filter_key, code_key = jax.random.split(key)
-    bank = ensembles.ENSEMBLES[ensemble](filter_key, num_filters, channels, length, normalize=normalize, dtype=kind)
+    bank = _bank(filter_key, num_filters, channels, length, ensemble, normalize, kind)
     op = conv_operator(bank, signal_shape, stride=stride, padding=padding)
     found = ratios_of_codes(
         code_key, op, k, codes=codes, supports=supports, signs=signs, group=group, pool=pool, values=values
@@ -135,6 +142,53 @@ def draw_ratios_of_codes(
     if codes > 1:
         outputs |= {f"{name}_within": jnp.var(value, ddof=1) for name, value in found.items() if name != ENERGY}
     return outputs
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _WithEnergy:
+    """The callable of `with_energy`: a pytree, so that the arrays of the draw inside stay traced arguments."""
+
+    draw: Callable[[PRNGKeyArray], Any]
+
+    @property
+    def func(self) -> Callable[[PRNGKeyArray], Any]:
+        """The draw inside, by whose name a run is called."""
+        return self.draw
+
+    def __call__(self, key: PRNGKeyArray) -> dict[str, Any]:
+        outputs = self.draw(key)
+        return {**outputs, ENERGY: jnp.square(outputs["model_rip"])}
+
+
+def with_energy(draw: Callable[[PRNGKeyArray], Any]) -> Callable[[PRNGKeyArray], dict[str, Any]]:
+    """Return a draw that also returns ``model_rip_energy`` = |W^T z|^2 / |z|^2, a control variate that costs nothing.
+
+    Args:
+        draw: function of one key that returns the reading ``model_rip`` of a single code, such as `draw_ratios` with
+            its sizes bound.
+    """
+    return _WithEnergy(draw)
+
+
+def _bank(
+    key: PRNGKeyArray,
+    num_filters: int,
+    channels: int,
+    length: PerAxis,
+    ensemble: str,
+    normalize: bool,
+    dtype: jnp.dtype,
+) -> FilterBank:
+    """Draw a bank; a Gaussian one by Box and Muller on both words of every random block, 4 times as fast on a CPU."""
+    if ensemble != "gaussian" or jnp.finfo(dtype).bits < 32:
+        return ensembles.ENSEMBLES[ensemble](key, num_filters, channels, length, normalize=normalize, dtype=dtype)
+    # The sampler's own checks and shape, without its random numbers.
+    shape = jax.eval_shape(lambda one: ensembles.gaussian(one, num_filters, channels, length, dtype=dtype), key).shape
+    size = math.prod(shape)
+    numbers = jnp.concatenate(normal_pairs(key, -(-size // 2), dtype))[:size].reshape(shape)
+    bank = numbers * ensembles.unit_scale("gaussian", size // num_filters)
+    return ensembles.normalize(bank) if normalize else bank
 
 
 def model_rip_energy_mean(

@@ -5,14 +5,18 @@ means over a design are unbiased whatever is averaged. Two arrangements, which m
 
 **Stratified supports** (between groups of codes): blocks come from a random permutation dealt out k at a time, so that
 no two supports share a block as far as count * k <= blocks (then a new permutation is begun); the shifts of the i-th
-entries of all codes are spread evenly over their blocks by a random rotation (a Latin arrangement).
+entries of all codes are spread evenly over their blocks by a random rotation (a Latin arrangement). It costs nothing
+and helps whenever codes share a filter bank: two codes that share a filter share its accidents.
 
 **Antithetic signs** (inside a group): |W^T z| and everything made of it is the same for z and -z, so flipping all signs
 gains nothing. Instead the codes of a group share support and magnitudes and differ by signs from a Sylvester-Hadamard
 matrix H of order g, the size of the group: code c is z_c[i] = H[c, column(i)] v_i. Columns are orthogonal, so
-sum_c z_c[i] z_c[j] = 0 for all entries of different columns: averaged over a group, |W^T z_c|^2 = sum_i v_i^2 |w_i|^2
-without cross terms where g >= k; with g < k a cross term remains between entries i and j of equal column. v has a random
-sign of its own in every entry, so that each code has its law.
+sum_c z_c[i] z_c[j] = 0 for all entries of different columns: averaged over a group, |W^T z_c|^2 is sum_i v_i^2 |w_i|^2,
+without cross terms, where g >= k; with g < k a cross term remains between entries i and j of equal column. v has a
+random sign of its own in every entry, so that each code has its law.
+The price is the shared support: sum_i v_i^2 |w_i|^2 itself is averaged over nothing. So it pays where cross terms
+dominate and supports coincide anyway (k close to the number of blocks, few shifts); at the sizes of Gilbert et al.
+2017, Fig. 2 (k = 10 of 96), independent or stratified codes do several times better: measure before choosing it.
 
 The two do not meet in one group: antithetic codes share a support, stratified ones must not. Together they stratify the
 groups' supports. With one group, stratified supports change nothing.
@@ -91,9 +95,9 @@ def sample_codes(
     each = group_size(total, size, supports=supports, signs=signs, group=group)
     groups = total // each
     if supports == "independent":
-        codes = jax.vmap(
-            lambda one: sample_code(one, filters, n, size, pool=pooling, values=values, dtype=kind)
-        )(jax.random.split(key, groups))
+        codes = jax.vmap(lambda one: sample_code(one, filters, n, size, pool=pooling, values=values, dtype=kind))(
+            jax.random.split(key, groups)
+        )
     else:
         block_key, shift_key, value_key = jax.random.split(key, 3)
         blocks = _dealt_blocks(block_key, groups, num_blocks(code_shape, pooling), size)
