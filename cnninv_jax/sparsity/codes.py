@@ -175,6 +175,21 @@ def sample_code(
     )
 
 
+def shuffle(key: PRNGKeyArray, code: SparseCode) -> SparseCode:
+    """Return the code with its entries in uniformly random order: its first entries are then a random subset.
+
+    The order is that of 32-bit random words; equal ones (probability below k^2 / 2^33) keep theirs.
+    """
+    order = jax.random.permutation(key, code.size)
+    return dataclasses.replace(code, blocks=code.blocks[order], shifts=code.shifts[order], values=code.values[order])
+
+
+def leading(code: SparseCode, count: int | Int[Array, ""]) -> SparseCode:
+    """Return the code with the values of all but its first ``count`` entries set to zero; ``count`` may be traced."""
+    slots = jnp.arange(code.size, dtype=np.int32)
+    return dataclasses.replace(code, values=jnp.where(slots < jnp.asarray(count).astype(np.int32), code.values, 0.0))
+
+
 def sample_code_pair(
     key: PRNGKeyArray,
     num_filters: int,
