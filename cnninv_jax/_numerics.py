@@ -1,18 +1,33 @@
-"""The numerical policy in one place: dtype at the door, matrix-product precision, spatial-axis arguments."""
+"""The numerical policy in one place: dtype at the door, the precision of products, spatial-axis arguments."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from cnninv_jax._typing import Array, PerAxis
 
-#: Every product of this library asks for full float32 (or float64). Left to themselves, GPUs since Ampere round
-#: the inputs of a float32 product to TF32 and TPUs to bfloat16, which shows in a histogram of ratios.
-PRECISION = jax.lax.Precision.HIGHEST
+#: Every product of this library asks for full float32 (or float64) unless a user chooses otherwise. Left to
+#: themselves, GPUs since Ampere round the inputs of a float32 product to TF32 and TPUs to bfloat16, which shows in
+#: a histogram of ratios.
+PRECISION = lax.Precision.HIGHEST
+
+#: What the inputs of a product keep: everything, or as many bits as tensor cores multiply at once.
+Products: TypeAlias = Literal["float32", "tf32", "bfloat16"]
+PRODUCTS: tuple[Products, ...] = get_args(Products)
+#: Bits of exponent and of mantissa that the inputs keep.
+_KEPT_BITS = {"tf32": (8, 10), "bfloat16": (8, 7)}
+#: The hardware's own product of such inputs, and the platforms that have it.
+_ALGORITHMS = {
+    "tf32": (lax.DotAlgorithmPreset.TF32_TF32_F32, ("cuda",)),
+    "bfloat16": (lax.DotAlgorithmPreset.BF16_BF16_F32, ("cuda", "tpu")),
+}
 
 
 def as_float(value: ArrayLike) -> Array:
@@ -37,6 +52,87 @@ def wider(first: jax.typing.DTypeLike, second: jax.typing.DTypeLike) -> jnp.dtyp
     """Return the dtype that holds both, also under strict promotion: this widening is asked for."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(first, second)
+
+
+def check_products(products: str, dtype: jax.typing.DTypeLike) -> Products:
+    """Return ``products`` if it is a choice that numbers of this dtype can make.
+
+    Raises:
+        ValueError: an unknown name, or rounded products of anything but float32.
+    """
+    if products not in PRODUCTS:
+        raise ValueError(f"expected products to be one of {', '.join(PRODUCTS)}, got {products!r}")
+    if products != "float32" and dtype != jnp.float32:
+        raise ValueError(
+            f"expected float32 numbers with products={products!r}, got {jnp.dtype(dtype)}; "
+            "take dtype float32, or products='float32' to round nothing"
+        )
+    return products
+
+
+def rounded(array: Array, products: Products) -> Array:
+    """Return a product's input to the nearest number of 10 (tf32) or 7 (bfloat16) mantissa bits, ties to even.
+
+    Rounding is ours on every device, also where the hardware would do it: then a choice means the same inputs
+    everywhere, and devices differ in the order of their float32 sums only.
+    """
+    return array if products == "float32" else lax.reduce_precision(array, *_KEPT_BITS[products])
+
+
+def matmul(first: Array, second: Array, products: Products = "float32") -> Array:
+    """Return ``first @ second``, summed in float32 (float64 for float64 inputs).
+
+    Args:
+        first: left factor.
+        second: right factor.
+        products: ``"float32"`` rounds nothing (float64 inputs are multiplied in float64). ``"tf32"`` and
+            ``"bfloat16"`` round both inputs and multiply on tensor cores (bfloat16: also on TPUs) where the
+            device has them; elsewhere the rounded numbers meet in a float32 product, which gives the same.
+
+    Raises:
+        ValueError: rounded products of anything but float32.
+    """
+    full = functools.partial(jnp.matmul, precision=PRECISION)
+    if products == "float32":
+        return full(first, second)
+    check_products(products, wider(first.dtype, second.dtype))
+    fast = functools.partial(jnp.matmul, precision=_ALGORITHMS[products][0])
+    return _on_platform(products, fast, full, first, second)
+
+
+def convolve(signal: Array, filters: Array, products: Products = "float32", **geometry: Any) -> Array:
+    """Return `lax.conv_general_dilated` of the two at a chosen precision, see `matmul`.
+
+    Convolutions know no named algorithm. Asked for the default, GPUs since Ampere take TF32 and TPUs bfloat16, both of
+    which hold the rounded inputs exactly.
+    """
+    full = functools.partial(lax.conv_general_dilated, precision=PRECISION, **geometry)
+    if products == "float32":
+        return full(signal, filters)
+    check_products(products, wider(signal.dtype, filters.dtype))
+    fast = functools.partial(lax.conv_general_dilated, precision=lax.Precision.DEFAULT, **geometry)
+    return _on_platform(products, fast, full, signal, filters)
+
+
+def _on_platform(
+    products: Products, fast: Callable[..., Array], full: Callable[..., Array], first: Array, second: Array
+) -> Array:
+    """Apply ``fast`` where the hardware multiplies such inputs natively, ``full`` elsewhere; chosen when lowering."""
+    platforms = dict.fromkeys(_ALGORITHMS[products][1], fast)
+    if not _has_tensor_cores():
+        platforms.pop("cuda", None)
+    inputs = (rounded(first, products), rounded(second, products))
+    return lax.platform_dependent(*inputs, default=full, **platforms) if platforms else full(*inputs)
+
+
+@functools.cache
+def _has_tensor_cores() -> bool:
+    """Whether the NVIDIA devices here multiply TF32 and bfloat16 (compute capability 8); true where there are none."""
+    try:
+        devices = jax.local_devices(backend="cuda")
+    except RuntimeError:
+        return True
+    return all(int(str(getattr(device, "compute_capability", "8.0")).split(".")[0]) >= 8 for device in devices)
 
 
 def per_axis(value: PerAxis, rank: int, name: str, *, minimum: int = 1) -> tuple[int, ...]:

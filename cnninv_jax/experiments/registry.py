@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 
 Parameters = TypeVar("Parameters")
 
+#: Metadata of a parameter that an experiment got after its first runs were stored: at its default it stays out of a
+#: run's specification, so that the journals and folders of those runs are found and continued.
+NEW = {"new": True}
+
+
+def describe_parameters(parameters: Any) -> dict[str, Any]:
+    """Return a run's parameters as they stand in its specification; see `NEW`."""
+    held = dataclasses.asdict(parameters)
+    for field in dataclasses.fields(parameters):
+        if "new" in field.metadata and held[field.name] == field.default:
+            del held[field.name]
+    return held
+
 
 @dataclasses.dataclass(frozen=True)
 class Claim:

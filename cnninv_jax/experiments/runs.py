@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax
 
 from cnninv_jax.experiments.files import results_folder, save_json, writing
-from cnninv_jax.experiments.registry import Experiment, find, result_path
+from cnninv_jax.experiments.registry import Experiment, describe_parameters, find, result_path
 from cnninv_jax.montecarlo import JournalError, JournalLockedError, Result, read_spec, run
 from cnninv_jax.montecarlo.arguments import positive
 from cnninv_jax.montecarlo.specification import differences
@@ -86,7 +86,7 @@ def reproduce(experiment: Experiment[Any], parameters: Any, options: RunOptions)
     user = {
         "command": "reproduce",
         "experiment": experiment.name,
-        "parameters": dataclasses.asdict(parameters),
+        "parameters": describe_parameters(parameters),
         "seed": options.seed,
         "precision": options.precision,
     }
@@ -145,6 +145,7 @@ def _as_flags(message: str) -> str:
     """Return the library's sentence in the words of the command line."""
     flags = {"chunk_size": "--block", "lanes": "--lanes", "memory_limit": "--memory-limit"}
     message = message.replace(" or padding='same'", "").replace("sampling='plain'", "--sampling plain")
+    message = re.sub(r"products='(\w+)'", r"--products \1", message).replace("dtype float32", "--precision float32")
     return re.sub(r"(?<![\w./-])(chunk_size|lanes|memory_limit)\b", lambda found: flags[found[0]], message)
 
 

@@ -8,7 +8,6 @@ filter bank: a new bank of the same shape never recompiles, and ``vmap`` over op
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from functools import partial
 from typing import Literal, Protocol, TypeAlias
@@ -17,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from cnninv_jax._numerics import PRECISION, as_float, per_axis, wider
+from cnninv_jax._numerics import Products, as_float, check_products, convolve, matmul, per_axis, rounded, wider
 from cnninv_jax._typing import Array, Code, FilterBank, Float, Int, PerAxis, Shaped, Signal
+from cnninv_jax.operators._patches import fold, unfold
 
 Padding: TypeAlias = Literal["valid", "same"]
 Method: TypeAlias = Literal["conv", "patches"]
@@ -54,7 +54,7 @@ class SparseEntries(Protocol):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["filters"],
-    meta_fields=["signal_shape", "stride", "padding", "method"],
+    meta_fields=["signal_shape", "stride", "padding", "method", "products"],
 )
 @dataclasses.dataclass(frozen=True)
 class ConvOperator:
@@ -66,6 +66,7 @@ class ConvOperator:
         stride: t per axis (static).
         padding: ``"valid"`` (the theory's) or ``"same"`` (zeros around x) (static).
         method: ``"conv"`` or ``"patches"``, how products are computed (static).
+        products: ``"float32"``, ``"tf32"`` or ``"bfloat16"``, what their inputs are rounded to (static).
     """
 
     filters: FilterBank
@@ -73,6 +74,7 @@ class ConvOperator:
     stride: tuple[int, ...]
     padding: Padding
     method: Method
+    products: Products = "float32"
 
     @property
     def rank(self) -> int:
@@ -139,6 +141,7 @@ def conv_operator(
     stride: PerAxis = 1,
     padding: str = "valid",
     method: str = "auto",
+    products: str = "float32",
 ) -> ConvOperator:
     """Build the operator W of a convolutional layer (Gilbert et al. 2017, 2.2).
 
@@ -151,13 +154,17 @@ def conv_operator(
         method: ``"conv"`` (``lax.conv_general_dilated``), ``"patches"`` (slices of x times a matrix), or
             ``"auto"``: on a CPU patches for up to `PATCHES_LIMIT` multiply-adds or `PATCHES_CHANNELS`
             channels, conv otherwise.
+        products: ``"float32"`` rounds nothing (float64 filters are multiplied in float64). ``"tf32"`` and
+            ``"bfloat16"`` round filters, signals and codes to 10 and 7 mantissa bits on their way into a product,
+            on every device, and multiply on tensor cores where there are any; sums are float32.
 
     Returns:
         The operator; its geometry is static, its filters are data.
 
     Raises:
         ValueError: filters of another rank or empty, a filter longer than the signal, a non-integer n (the
-            message names the nearest valid D), an unknown padding or method.
+            message names the nearest valid D), an unknown padding, method or products, or rounded products of
+            filters that are not float32.
     """
     bank = as_float(filters)
     if bank.ndim not in (3, 4):
@@ -176,7 +183,7 @@ def conv_operator(
         raise ValueError(f"expected method to be 'auto', 'conv' or 'patches', got {method!r}")
     if padding == "valid":
         _check_geometry(size, bank.shape[2:], step)
-    operator = ConvOperator(bank, size, step, padding, "conv")
+    operator = ConvOperator(bank, size, step, padding, "conv", check_products(products, bank.dtype))
     chosen = _choose_method(operator) if method == "auto" else method
     return dataclasses.replace(operator, method=chosen)
 
@@ -232,6 +239,7 @@ def _same_dtype(op: ConvOperator, array: ArrayLike) -> tuple[Array, Array]:
         value = value.astype(op.dtype)
     value = as_float(value)
     dtype = wider(value.dtype, op.dtype)
+    check_products(op.products, dtype)
     return op.filters.astype(dtype), value.astype(dtype)
 
 
@@ -251,14 +259,11 @@ def analysis(op: ConvOperator, x: ArrayLike) -> Code:
     filters, signal = _same_dtype(op, x)
     _check_shape(signal, op.input_shape, "a signal", "(M, *D)")
     if op.method == "conv":
-        batch = jax.lax.conv_general_dilated(
-            signal[None], filters, window_strides=op.stride, padding=op.margins, precision=PRECISION
-        )
-        return batch[0]
+        return convolve(signal[None], filters, op.products, window_strides=op.stride, padding=op.margins)[0]
     margins = ((0, 0, 0), *((before, after, 0) for before, after in op.margins))
-    patches = _unfold(jax.lax.pad(signal, jnp.zeros((), signal.dtype), margins), op)
+    patches = unfold(jax.lax.pad(signal, jnp.zeros((), signal.dtype), margins), op)
     matrix = filters.reshape(op.num_filters, -1)
-    product = jnp.matmul(matrix, patches.reshape(matrix.shape[1], -1), precision=PRECISION)
+    product = matmul(matrix, patches.reshape(matrix.shape[1], -1), op.products)
     return product.reshape(op.code_shape)
 
 
@@ -282,18 +287,12 @@ def synthesis(op: ConvOperator, z: ArrayLike) -> Signal:
         padding = [
             (ell - 1 - before, ell - 1 - after) for ell, (before, after) in zip(op.length, op.margins, strict=True)
         ]
-        batch = jax.lax.conv_general_dilated(
-            code[None],
-            flipped,
-            window_strides=(1,) * op.rank,
-            padding=padding,
-            lhs_dilation=op.stride,
-            precision=PRECISION,
-        )
+        ones = (1,) * op.rank
+        batch = convolve(code[None], flipped, op.products, window_strides=ones, padding=padding, lhs_dilation=op.stride)
         return batch[0]
     matrix = filters.reshape(op.num_filters, -1)
-    patches = jnp.matmul(matrix.T, code.reshape(op.num_filters, -1), precision=PRECISION)
-    return _crop(_fold(patches.reshape(op.channels, *op.length, *op.shifts), op), op)
+    patches = matmul(matrix.T, code.reshape(op.num_filters, -1), op.products)
+    return _crop(fold(patches.reshape(op.channels, *op.length, *op.shifts), op), op)
 
 
 def synthesis_sparse(op: ConvOperator, code: SparseEntries) -> Signal:
@@ -318,7 +317,8 @@ def synthesis_sparse(op: ConvOperator, code: SparseEntries) -> Signal:
             "sample it with num_filters=op.num_filters and shifts=op.shifts"
         )
     filters, values = _same_dtype(op, code.values)
-    atoms = filters[code.filter_indices] * values.reshape(-1, *(1,) * (op.rank + 1))
+    chosen = rounded(filters[code.filter_indices], op.products)
+    atoms = chosen * rounded(values, op.products).reshape(-1, *(1,) * (op.rank + 1))
     padded = tuple((n - 1) * step + ell for n, step, ell in zip(op.shifts, op.stride, op.length, strict=True))
     numbers = jax.lax.ScatterDimensionNumbers(
         update_window_dims=tuple(range(1, op.rank + 2)),
@@ -342,43 +342,6 @@ def as_matrix(op: ConvOperator) -> Float[Array, "rows columns"]:
     basis = jnp.eye(size, dtype=op.dtype).reshape(size, *op.input_shape)
     columns = jax.vmap(lambda x: analysis(op, x).ravel())(basis)
     return columns.T
-
-
-def _unfold(x: Shaped[Array, " M *padded"], op: ConvOperator) -> Shaped[Array, " M *ell *n"]:
-    """Stack the strided slices of x, one axis after the other: sum(ell) slices in place of prod(ell)."""
-    for axis, (ell, step, n) in enumerate(zip(op.length, op.stride, op.shifts, strict=True)):
-        # Axes so far: M, the axis taps done, the axis shift axes done, then the rest of x.
-        at = 1 + 2 * axis
-        slices = [jax.lax.slice_in_dim(x, tap, tap + (n - 1) * step + 1, step, axis=at) for tap in range(ell)]
-        x = jnp.stack(slices, axis=1 + axis)
-    return x
-
-
-def _fold(patches: Shaped[Array, " M *ell *n"], op: ConvOperator) -> Shaped[Array, " M *padded"]:
-    """Add overlapping patches: the transpose of `_unfold`, its axes in reverse."""
-    zero = jnp.zeros((), patches.dtype)
-    axes = list(enumerate(zip(op.length, op.stride, op.shifts, strict=True)))
-    for axis, (ell, step, n) in reversed(axes):
-        at = 1 + 2 * axis
-        taps = [jax.lax.index_in_dim(patches, tap, axis=1 + axis, keepdims=False) for tap in range(ell)]
-        full = (n - 1) * step + ell
-        widths = [
-            [(0, 0, 0)] * at
-            + [(tap, full - tap - (n - 1) * step - 1, step - 1)]
-            + [(0, 0, 0)] * (taps[0].ndim - at - 1)
-            for tap in range(ell)
-        ]
-        terms = [jax.lax.pad(array, zero, width) for array, width in zip(taps, widths, strict=True)]
-        patches = _pairwise_sum(terms)
-    return patches
-
-
-def _pairwise_sum(terms: list[Array]) -> Array:
-    """Add arrays as a balanced tree: log2 of their number in rounding and in depth."""
-    while len(terms) > 1:
-        pairs = itertools.zip_longest(terms[::2], terms[1::2])
-        terms = [first if second is None else first + second for first, second in pairs]
-    return terms[0]
 
 
 def _crop(x: Shaped[Array, " M *padded"], op: ConvOperator) -> Signal:

@@ -25,18 +25,19 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from cnninv_jax._linalg import ldl_factor, ldl_solve_transposed
-from cnninv_jax._numerics import PRECISION
+from cnninv_jax._numerics import PRECISION, Products, matmul, rounded
 from cnninv_jax._random import normal_pairs, random_words, uniform_from_words
 from cnninv_jax._typing import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 #: Up to these sizes the unrolled loops compile within seconds; beyond them the plain path is taken.
 MAX_SHIFTS, MAX_FILTERS = 64, 256
 
-_product = functools.partial(jnp.matmul, precision=PRECISION)
+#: Whatever precision is chosen, sums of squares and the moving of positions and values round nothing.
+_full_product = functools.partial(jnp.matmul, precision=PRECISION)
 
 
 class Geometry(NamedTuple):
-    """The static numbers of one draw: K filters of M channels and length l, a signal of length D, stride t."""
+    """What is static of a draw: K filters of M channels and length l, a signal of length D, stride t; its products."""
 
     num_filters: int
     channels: int
@@ -44,6 +45,7 @@ class Geometry(NamedTuple):
     signal_length: int
     stride: int
     k: int
+    products: Products = "float32"
 
     @property
     def shifts(self) -> int:
@@ -86,15 +88,15 @@ def draw(key: PRNGKeyArray, geometry: Geometry, values: str, dtype: jnp.dtype) -
     active, fresh = bank[:active_rows], bank[active_rows:]
     positions, z = _code(code_key, geo, values, dtype)
 
-    signal = _product(_placed(geo, positions, z), active)  # x, time first: [D, M]
+    signal = _product(geo, _placed(geo, positions, z), active)  # x, time first: [D, M]
     # Materialised: XLA would fold the transposition into the product, which then takes a slower path.
     channels_first = lax.optimization_barrier(signal.T)
-    answers = _responses(geo, _product(active, channels_first)).T
-    gram = _product(signal, channels_first)
+    answers = _responses(geo, _product(geo, active, channels_first)).T
+    gram = _product(geo, signal, channels_first)
     covariance = _fold(jnp.add, jnp.stack([_every(geo, _every(geo, gram, s, 0), s, 1) for s in range(geo.length)]))
 
-    columns, solved, scales = ldl_factor(covariance, _responses(geo, _product(fresh, channels_first)))
-    inactive = _product(columns * jnp.sqrt(scales)[None], seeds)  # responses of the K - k other filters, [n, K - k]
+    columns, solved, scales = ldl_factor(covariance, _responses(geo, _product(geo, fresh, channels_first)))
+    inactive = _product(geo, columns * jnp.sqrt(scales)[None], seeds)  # responses of the other filters, [n, K - k]
 
     # Ranks among all K filters by |max-pooled response|; the k first survive M.
     mine, theirs = (_fold(jnp.maximum, h * h) for h in (answers, inactive))
@@ -119,8 +121,8 @@ def draw(key: PRNGKeyArray, geometry: Geometry, values: str, dtype: jnp.dtype) -
     at_support = jnp.sum(jnp.where(_is(geo, positions), answers, 0.0), axis=0)  # h on the support of z
     change = _placed(geo, position, value) - _placed(geo, positions, z)
     # One product for active and completed filters: XLA's fusion of two with their sum is slow.
-    model = _product(jnp.concatenate([change, placed], axis=1), jnp.concatenate([active, filled])) + extra
-    known = _product(_placed(geo, positions, at_support - z), active)
+    model = _product(geo, jnp.concatenate([change, placed], axis=1), jnp.concatenate([active, filled])) + extra
+    known = _product(geo, _placed(geo, positions, at_support - z), active)
     start = signal[: geo.length]
     fixed = fixed + _unsampled(geo, active, value) - start
     energy, code_energy = _sum_of_squares(signal), jnp.sum(z * z)
@@ -156,7 +158,7 @@ def _completed(
     chosen = jnp.zeros((count,), jnp.int32).at[slot].set(filters, mode="drop")
     # P w = L seed, hence (P P^T)^-1 (P w - P w') = L^-T (seed - L^-1 P w').
     weights = ldl_solve_transposed(state.columns, state.scales, state.seeds[:, chosen] - solved.T)
-    filled = fresh + _product(_spread(geo, weights.T), state.signal)
+    filled = fresh + _product(geo, _spread(geo, weights.T), state.signal)
     position, value = _peaks(state.responses[:, chosen])
     value = jnp.where(state.wins[chosen], value, 0.0)
     return _placed(geo, position, value), filled, _unsampled(geo, filled, value)
@@ -169,9 +171,9 @@ def _remainder(
     key = jax.random.wrap_key_data(words, impl=impl)
     fresh = normal_pairs(key, geo.channels * geo.length * rest, state.signal.dtype)[0]
     fresh = fresh.reshape(geo.length * rest, geo.channels) * _scale(geo)
-    solved = ldl_factor(state.covariance, _responses(geo, _product(fresh, state.signal.T)))[1]
+    solved = ldl_factor(state.covariance, _responses(geo, _product(geo, fresh, state.signal.T)))[1]
     placed, filled, fixed = _completed(geo, state, geo.slots, fresh, solved)
-    return _product(placed, filled), fixed
+    return _product(geo, placed, filled), fixed
 
 
 def _scale(geo: Geometry) -> float:
@@ -204,6 +206,10 @@ def _code(
     return positions, 2.0 * uniform - 1.0 if values == "uniform" else jnp.where(uniform < 0.5, -1.0, 1.0).astype(dtype)
 
 
+def _product(geo: Geometry, first: Array, second: Array) -> Array:
+    return matmul(first, second, geo.products)
+
+
 def _responses(geo: Geometry, table: Float[Array, "l*q D"]) -> Float[Array, "q n"]:
     """Return h[f, j] = sum_s table[(s, f), j t + s], the table being filters times signal over the channels."""
     taps = table.reshape(geo.length, -1, geo.signal_length)
@@ -229,7 +235,7 @@ def _placed(geo: Geometry, positions: Int[Array, " q"], values: Float[Array, " q
     # Repeated for every tap by a product with ones and zeros (exact): XLA would carry the reductions behind positions
     # and values into every entry of B, but it never fuses through a product.
     both = jnp.stack([(positions * geo.stride).astype(values.dtype), values])
-    repeated = _product(both, jnp.asarray(np.tile(np.eye(count), geo.length), values.dtype))
+    repeated = _full_product(both, jnp.asarray(np.tile(np.eye(count), geo.length), values.dtype))
     taps = np.repeat(np.arange(geo.length), count)
     place = jnp.asarray(np.arange(geo.signal_length)[:, None] - taps, values.dtype)
     return jnp.where(place == repeated[:1], repeated[1:], 0.0)
@@ -237,7 +243,8 @@ def _placed(geo: Geometry, positions: Int[Array, " q"], values: Float[Array, " q
 
 def _unsampled(geo: Geometry, filters: Float[Array, "l*q M"], values: Float[Array, " q"]) -> Float[Array, "l M"]:
     """Return sum_f values[f] filters[f]: every pooled value at the first shift."""
-    taps = filters.reshape(geo.length, -1, geo.channels)
+    taps = rounded(filters, geo.products).reshape(geo.length, -1, geo.channels)
+    values = rounded(values, geo.products)
     return _fold(jnp.add, jnp.stack([values[f] * taps[:, f] for f in range(values.shape[0])]))
 
 
@@ -275,7 +282,7 @@ def _fold(operation: Callable[[Array, Array], Array], array: Array) -> Array:
 
 def _sum_of_squares(array: Array) -> Float[Array, ""]:
     flat = array.ravel()
-    return _product(flat, flat)
+    return _full_product(flat, flat)
 
 
 def _only_if_any(compute: Callable[..., Any], needed: Bool[Array, ""], *operands: Any) -> Any:
