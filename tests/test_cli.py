@@ -124,7 +124,7 @@ def test_the_same_command_is_read_back(finished, monkeypatch):
     def compiled(*_, **__):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("cnninv_jax.montecarlo.engine.fit", compiled)
+    monkeypatch.setattr("cnninv_jax.montecarlo.sizing.fit", compiled)
     assert main([*SMALL, "--out", str(finished)]) == 0
     assert main(["resume", str(finished), "--quiet"]) == 0
     assert len((finished / "result.nc").read_bytes()) == len(before)
@@ -183,8 +183,8 @@ def start(*arguments):
         "import sys, jax\n"
         "jax.config.update('jax_platforms', 'cpu')\n"
         "jax.config.update('jax_enable_x64', True)\n"
-        "from cnninv_jax.montecarlo import engine\n"
-        "engine.COMMIT_SECONDS = 0.0\n"
+        "from cnninv_jax.montecarlo import session\n"
+        "session.COMMIT_SECONDS = 0.0\n"
         "from cnninv_jax.cli import main\n"
         "sys.exit(main())\n"
     )

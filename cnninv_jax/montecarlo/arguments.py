@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cnninv_jax.montecarlo.accumulators import Accumulator, Leaf, Moments, Proportion, default_statistics
-from cnninv_jax.montecarlo.program import AXIS, Plan, with_tally
+from cnninv_jax.montecarlo.hosts import AXIS
+from cnninv_jax.montecarlo.program import Plan, with_tally
 
 Statistics: TypeAlias = Mapping[str, Accumulator | Sequence[Accumulator]]
 
@@ -100,14 +101,21 @@ def as_key(key: Any) -> jax.Array:
 
 
 def as_mesh(mesh: Mesh | None) -> Mesh:
-    """Return a mesh with the one axis "draws": the given one, or all local devices."""
-    if jax.process_count() > 1:
-        raise ValueError(f"expected a single process, got {jax.process_count()}; run one process per journal folder")
+    """Return a mesh with the one axis "draws": the given one, or all devices of all processes."""
     if mesh is None:
-        return Mesh(np.asarray(jax.local_devices()), (AXIS,))
+        return Mesh(np.asarray(jax.devices()), (AXIS,))
     if tuple(mesh.axis_names) != (AXIS,):
         raise ValueError(f"expected a mesh with the one axis {AXIS!r}, got axes {tuple(mesh.axis_names)}")
     return Mesh(mesh.devices, (AXIS,))
+
+
+def as_part(part: Any) -> tuple[int, int]:
+    """Return (i, N) with 1 <= i <= N."""
+    if not (isinstance(part, tuple) and len(part) == 2 and all(isinstance(entry, int) for entry in part)):
+        raise ValueError(f"expected part to be two integers (i, N), got {part!r}")
+    if not 1 <= part[0] <= part[1]:
+        raise ValueError(f"expected a part (i, N) with 1 <= i <= N, got {part}")
+    return part
 
 
 def name_of(draw: Any) -> str:

@@ -15,6 +15,10 @@ class JournalLockedError(JournalError):
     """Another process is using the journal."""
 
 
+class HostLostError(MonteCarloError):
+    """Another process of a run on several hosts has died; what the journal holds is safe."""
+
+
 class ResultError(MonteCarloError):
     """The result cannot be written."""
 

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from cnninv_jax.montecarlo.specification import canonical_json, differences, sha
 
 FILE_NAME = "journal.sqlite"
 FORMAT = 1
+#: The part that is all of a run.
+WHOLE = (1, 1)
 _TABLES = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE blocks (position INTEGER PRIMARY KEY, draws INTEGER NOT NULL, crc32 INTEGER NOT NULL, "
@@ -36,11 +39,13 @@ class Journal:
     Attributes:
         path: the SQLite file.
         spec: the specification it holds, or None while it is new.
+        part: which part (i, N) of the run's blocks it holds; (1, 1) for all of them.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, create: bool = True) -> None:
         self.path = Path(folder) / FILE_NAME
         self.spec: dict[str, Any] | None = None
+        self.part: tuple[int, int] = WHOLE
         _prepare_folder(Path(folder), self.path, create)
         self._connection: sqlite3.Connection | None = None
         with self._explained("open"):
@@ -74,12 +79,13 @@ class Journal:
             if sha256(meta["spec"]) != meta.get("spec_sha256"):
                 raise self._corrupted("its specification does not match its hash")
             self.spec = json.loads(meta["spec"])
+            self.part = part_from_text(meta.get("part", "1/1"))
 
-    def bind(self, spec: Mapping[str, Any]) -> None:
+    def bind(self, spec: Mapping[str, Any], part: tuple[int, int] = WHOLE) -> None:
         """Write the specification into a new journal, or hold it against the one that is there.
 
         Raises:
-            JournalError: the journal belongs to another run; every differing entry is named with both values.
+            JournalError: the journal belongs to another run or part; every differing entry is named with both values.
         """
         text = canonical_json(spec)
         if self.spec is not None:
@@ -89,47 +95,62 @@ class Journal:
                     f"({'; '.join(differences(self.spec, json.loads(text)))}); "
                     "ask for the same run, or choose another folder"
                 )
+            if self.part != part:
+                raise JournalError(
+                    f"expected {self.path} to hold {part_text(part)}, got {part_text(self.part)}; "
+                    "choose another folder, one for each part"
+                )
             return
         with self._explained("write"), self._transaction():
-            self._execute("INSERT OR REPLACE INTO meta VALUES ('spec', ?), ('spec_sha256', ?)", (text, sha256(text)))
-        self.spec = json.loads(text)
+            self._execute(
+                "INSERT OR REPLACE INTO meta VALUES ('spec', ?), ('spec_sha256', ?), ('part', ?)",
+                (text, sha256(text), f"{part[0]}/{part[1]}"),
+            )
+        self.spec, self.part = json.loads(text), part
 
-    def finished(self) -> int:
-        """Return how many blocks are done without a gap from block 0 on."""
+    def finished(self, positions: range) -> int:
+        """Return how many of the blocks at ``positions`` are done, without a gap from the first on."""
         with self._explained("read"):
             count, last = next(self._execute("SELECT count(*), max(position) FROM blocks"))
-            if count == 0 or last == count - 1:
+            count = min(count, len(positions))
+            if count == 0 or last == positions[count - 1]:
                 return count
             # Blocks are written in order; should one be missing all the same, work resumes at the gap.
-            return next(
-                index
-                for index, (position,) in enumerate(
-                    [*self._execute("SELECT position FROM blocks ORDER BY position"), (-1,)]
-                )
-                if position != index
-            )
+            held = (position for (position,) in self._execute("SELECT position FROM blocks ORDER BY position"))
+            for index, position in enumerate(positions):
+                if next(held, None) != position:
+                    return index
+            return len(positions)
 
-    def read(self, blocks: int, draws: Sequence[int], sizes: Sequence[int]) -> Iterator[bytes]:
-        """Yield the payloads of blocks 0 .. ``blocks`` - 1, checked.
+    def rows(self, positions: range) -> Iterator[tuple[int, int, bytes]]:
+        """Yield (position, draws, payload) of the blocks at ``positions`` (ascending), checked against their hashes."""
+        if not positions:
+            return
+        with self._explained("read"):
+            found = self._execute(
+                "SELECT position, draws, crc32, payload FROM blocks WHERE position BETWEEN ? AND ? "
+                "AND (position - ?) % ? = 0 ORDER BY position",
+                (positions[0], positions[-1], positions[0], positions.step),
+            )
+            for wanted, (position, count, checksum, payload) in zip(positions, found, strict=True):
+                if position != wanted or not isinstance(payload, bytes) or zlib.crc32(payload) != checksum:
+                    raise self._corrupted(f"block {wanted} does not match its checksum")
+                yield position, count, payload
+
+    def read(self, positions: range, draws: Sequence[int], sizes: Sequence[int]) -> Iterator[bytes]:
+        """Yield the payloads of the blocks at ``positions``, checked.
 
         Args:
-            blocks: how many blocks to read.
+            positions: which blocks to read, ascending.
             draws: the number of draws that each must hold.
             sizes: the payload size in bytes that each must have.
         """
-        with self._explained("read"):
-            rows = self._execute(
-                "SELECT position, draws, crc32, payload FROM blocks WHERE position < ? ORDER BY position",
-                (blocks,),
-            )
-            for (position, count, checksum, payload), expected, size in zip(rows, draws, sizes, strict=True):
-                if not isinstance(payload, bytes) or zlib.crc32(payload) != checksum:
-                    raise self._corrupted(f"block {position} does not match its checksum")
-                if count != expected or len(payload) != size:
-                    raise self._corrupted(
-                        f"block {position} holds {count} draws in {len(payload)} bytes instead of {expected} in {size}"
-                    )
-                yield payload
+        for (position, count, payload), expected, size in zip(self.rows(positions), draws, sizes, strict=True):
+            if count != expected or len(payload) != size:
+                raise self._corrupted(
+                    f"block {position} holds {count} draws in {len(payload)} bytes instead of {expected} in {size}"
+                )
+            yield payload
 
     def append(self, blocks: Sequence[tuple[int, int, bytes]]) -> None:
         """Commit finished blocks ``(position, draws, payload)`` in one transaction."""
@@ -200,6 +221,24 @@ class Journal:
             if isinstance(error, sqlite3.OperationalError):
                 raise JournalError(f"could not {action} {self.path}: {text}; check the disk and run again") from None
             raise self._corrupted(text) from None
+
+
+def part_text(part: tuple[int, int]) -> str:
+    """Return a part as people say it."""
+    return "the whole run" if part == WHOLE else f"part {part[0]}/{part[1]}"
+
+
+def part_from_text(text: str) -> tuple[int, int]:
+    """Return (i, N) from "i/N".
+
+    Raises:
+        ValueError: not of that form, or i is not between 1 and N.
+    """
+    found = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text)
+    index, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= index <= count:
+        raise ValueError(f"expected a part i/N with 1 <= i <= N, such as 2/4, got {text!r}")
+    return index, count
 
 
 def _prepare_folder(folder: Path, path: Path, create: bool) -> None:

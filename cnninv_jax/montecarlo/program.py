@@ -22,9 +22,9 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cnninv_jax.montecarlo.accumulators import Accumulator, Leaf, Tally
+from cnninv_jax.montecarlo.hosts import AXIS
 from cnninv_jax.montecarlo.specification import computation_digest, setting
 
-AXIS = "draws"
 _CACHED_PROGRAMS = 64
 
 
@@ -206,10 +206,15 @@ def with_tally(accumulators: tuple[Accumulator, ...]) -> tuple[Accumulator, ...]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BlockProgram:
-    """A compiled superstep: ``(arrays, root, starts[devices], counts[devices]) -> (packed, kept)``."""
+    """A compiled superstep: ``(arrays, root, starts[devices], counts[devices], buffers) -> (packed, kept)``.
+
+    The last argument is donated: outputs are written into the buffers of a superstep that the host is done with,
+    or into new ones from `spare`.
+    """
 
     compiled: Any
     mesh: Mesh
+    spare: Callable[[], Any]
     compile_seconds: float
     argument_bytes: int
     output_bytes: int
@@ -217,19 +222,14 @@ class BlockProgram:
 
     @property
     def resident_bytes(self) -> int:
-        """Device memory with two supersteps in flight."""
-        return self.argument_bytes + 2 * (self.output_bytes + self.temporary_bytes)
-
-    def place(self, tree: Any) -> Any:
-        """Copy arguments to every device."""
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        """Device memory with two supersteps in flight; the outputs' buffers are among the (donated) arguments."""
+        return self.argument_bytes + self.output_bytes + 2 * self.temporary_bytes
 
 
 def _superstep(traced: TracedDraw, plan: Plan, block: int, lanes: int) -> Callable[..., Any]:
     evaluate = jaxpr_as_fun(traced.closed)
-    slots = -(-block // lanes) * lanes
 
-    def one_block(arrays: tuple[Any, ...], root: jax.Array, starts: jax.Array, counts: jax.Array) -> Any:
+    def one_block(arrays: tuple[Any, ...], root: jax.Array, starts: jax.Array, counts: jax.Array, spare: Any) -> Any:
         start, count = starts[0], counts[0]
         lane = jnp.arange(lanes, dtype=np.int32)
 
@@ -252,7 +252,8 @@ def _superstep(traced: TracedDraw, plan: Plan, block: int, lanes: int) -> Callab
             )
             return new_states, new_buffers
 
-        buffers = tuple(jnp.zeros((slots, *leaf.shape), leaf.dtype) for leaf in plan.kept)
+        # What an earlier superstep left in the buffers lies beyond the valid draws, and the host never reads it.
+        buffers = tuple(buffer[0] for buffer in spare[1])
         # The number of slices follows the number of valid draws: blocks past the end cost nothing.
         slices = (count + (lanes - 1)) // lanes
         states, buffers = jax.lax.fori_loop(0, slices, one_slice, (plan.init(), buffers))
@@ -269,7 +270,7 @@ def compile_blocks(signature: Signature, plan: Plan, block: int, lanes: int, mes
     mapped = jax.shard_map(
         _superstep(trace(signature), plan, block, lanes),
         mesh=mesh,
-        in_specs=(everywhere, everywhere, split, split),
+        in_specs=(everywhere, everywhere, split, split, split),
         out_specs=split,
         check_vma=False,
     )
@@ -280,7 +281,18 @@ def compile_blocks(signature: Signature, plan: Plan, block: int, lanes: int, mes
     arrays = tuple(aval(a.shape, a.dtype, everywhere, a.weak_type) for a in signature.avals)
     root = aval((), signature.key_dtype, everywhere)
     starts, counts = aval((mesh.size,), np.uint32, split), aval((mesh.size,), np.int32, split)
-    compiled = jax.jit(mapped).lower(arrays, root, starts, counts).compile()
+    slots = -(-block // lanes) * lanes
+    shapes = (
+        tuple(((mesh.size, length), dtype) for dtype, length in plan.packed),
+        tuple(((mesh.size, slots, *leaf.shape), leaf.dtype) for leaf in plan.kept),
+    )
+    spare = tuple(tuple(aval(shape, dtype, split) for shape, dtype in group) for group in shapes)
+    compiled = jax.jit(mapped, donate_argnums=4, keep_unused=True).lower(arrays, root, starts, counts, spare).compile()
+
+    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, split))
+    def fresh() -> Any:
+        return tuple(tuple(jnp.zeros(shape, dtype) for shape, dtype in group) for group in shapes)
+
     analysis = compiled.memory_analysis()
 
     def size(name: str) -> int:
@@ -289,6 +301,7 @@ def compile_blocks(signature: Signature, plan: Plan, block: int, lanes: int, mes
     return BlockProgram(
         compiled=compiled,
         mesh=mesh,
+        spare=fresh,
         compile_seconds=time.perf_counter() - began,
         argument_bytes=size("argument_size_in_bytes"),
         output_bytes=size("output_size_in_bytes"),

@@ -21,6 +21,8 @@ from cnninv_jax.montecarlo.summary import Row, Summary
 if TYPE_CHECKING:
     import xarray as xr
 
+    from cnninv_jax.montecarlo.stopping import Stopping
+
 #: long_name of every statistic, "{}" being the leaf.
 _LONG_NAMES = {
     "count": "finite draws of {}",
@@ -58,12 +60,14 @@ class Result:
         draws: raw draws of the kept leaves in draw order, ``draws[leaf]: [num_draws, *shape]``.
         provenance: specification, its hash, device kind and count, times, speed.
         accumulators: what was collected per leaf.
+        stopping: how a run with ``until`` ended: rule, looks, interval; None for others.
     """
 
     statistics: Mapping[str, Mapping[str, np.ndarray]]
     draws: Mapping[str, np.ndarray]
     provenance: Mapping[str, Any]
     accumulators: Mapping[str, tuple[Accumulator, ...]]
+    stopping: Stopping | None = None
 
     @classmethod
     def build(
@@ -73,6 +77,7 @@ class Result:
         totals: Sequence[Sequence[HostState]],
         draws: Mapping[str, np.ndarray],
         provenance: Mapping[str, Any],
+        stopping: Stopping | None = None,
     ) -> Result:
         """Finalise the totals of a run."""
         statistics = {
@@ -84,7 +89,7 @@ class Result:
             for leaf, group, held in zip(leaves, groups, totals, strict=True)
         }
         accumulators = {leaf.name: group for leaf, group in zip(leaves, groups, strict=True)}
-        return cls(statistics, dict(draws), dict(provenance), accumulators)
+        return cls(statistics, dict(draws), dict(provenance), accumulators, stopping)
 
     def __getitem__(self, name: str) -> Mapping[str, np.ndarray]:
         """Return the statistics of one leaf."""
@@ -135,6 +140,21 @@ class Result:
             )
         return value[()], low[()], high[()]
 
+    def interval(
+        self, name: str, statistic: str = "mean", q: float | None = None, level: float = 0.95
+    ) -> tuple[float, float, float]:
+        """Return (estimate, low, high) of the mean, proportion or q-quantile of a scalar leaf."""
+        if statistic == "quantile":
+            if q is None:
+                raise ValueError("expected q for statistic='quantile', got none")
+            value, low, high = self.quantile(name, q, level)
+        else:
+            low, high = (self.mean_interval if statistic == "mean" else self.proportion_interval)(name, level)
+            value = self._of(name)[statistic]
+        if np.ndim(value):
+            raise ValueError(f"expected a scalar output, got {name!r} of shape {np.shape(value)}")
+        return float(value), float(low), float(high)
+
     def summary(self, level: float = 0.95, *, max_elements: int = 16) -> Summary:
         """Return a table of means and proportions with their intervals.
 
@@ -159,7 +179,12 @@ class Result:
             if lost:
                 notes.append(f"{name}: {lost} non-finite values are left out")
         spec = self.provenance["spec"]
-        title = f"{spec['name']}: {spec['num_draws']:,} draws"
+        if self.stopping is not None:
+            notes.append(str(self.stopping))
+        part = self.provenance.get("part")
+        title = f"{spec['name']}: {self.provenance['num_draws']:,} draws"
+        if part:
+            title += f" (part {part[0]}/{part[1]} of {spec['num_draws']:,})"
         return Summary(title, level, tuple(rows), tuple(notes))
 
     @staticmethod
@@ -221,6 +246,8 @@ class Result:
             "specification_sha256": self.provenance["spec_sha256"],
             "provenance": canonical_json(session),
         }
+        if self.stopping is not None:
+            attributes["stopping"] = canonical_json(self.stopping.describe())
         return xr.Dataset(variables, coordinates, attributes)
 
     def save_netcdf(self, path: str | os.PathLike[str], level: float = 0.95) -> Path:

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from cnninv_jax.montecarlo.arguments import positive
+from cnninv_jax.montecarlo.hosts import Hosts
 from cnninv_jax.montecarlo.program import BlockProgram, Plan, Signature, compile_blocks
 
 #: Draws per block and per slice where the user names none, by platform.
@@ -64,7 +65,7 @@ def fit(
         program = compile_blocks(signature, plan, sizes.block, sizes.lanes, mesh)
         if limit is None or program.resident_bytes <= limit:
             return sizes, program
-        fixed = program.argument_bytes + 2 * program.output_bytes
+        fixed = program.argument_bytes + program.output_bytes
         if not sizes.lanes_given and sizes.lanes > 1 and fixed <= limit:
             sizes = dataclasses.replace(sizes, lanes=sizes.lanes // 2)
         elif not sizes.block_given and sizes.block > 1:
@@ -76,11 +77,30 @@ def fit(
             raise ValueError(_too_large(program, limit, sizes))
 
 
+def agree_on_sizes(
+    signature: Signature, plan: Plan, hosts: Hosts, sizes: Sizes, memory_limit: int | None
+) -> tuple[Sizes, BlockProgram]:
+    """Return sizes that fit into the memory of every process, and the program of that size."""
+    fitted: list[tuple[Sizes, BlockProgram]] = []
+
+    def work() -> list[int]:
+        fitted.append(fit(signature, plan, hosts.mesh, sizes, memory_limit))
+        return [fitted[0][0].block, fitted[0][0].lanes]
+
+    everyone = hosts.agree(work)
+    block, lanes = (min(entry[axis] for entry in everyone) for axis in (0, 1))
+    chosen, program = fitted[0]
+    if [chosen.block, chosen.lanes] != [block, lanes]:
+        chosen = dataclasses.replace(chosen, block=block, lanes=lanes)
+        program = compile_blocks(signature, plan, block, lanes, hosts.mesh)
+    return chosen, program
+
+
 def _too_large(program: BlockProgram, limit: int, sizes: Sizes) -> str:
     return (
         f"expected a block of at most {limit:,} bytes per device, got {program.resident_bytes:,} "
-        f"(arguments {program.argument_bytes:,}, two supersteps of outputs {program.output_bytes:,} "
-        f"and temporaries {program.temporary_bytes:,}) at chunk_size={sizes.block}, lanes={sizes.lanes}; "
+        f"(arguments and one superstep's outputs {program.argument_bytes:,}, the other's {program.output_bytes:,}, "
+        f"temporaries {program.temporary_bytes:,}) at chunk_size={sizes.block}, lanes={sizes.lanes}; "
         "raise memory_limit, lower chunk_size or lanes, keep fewer raw draws or make the draw smaller"
     )
 

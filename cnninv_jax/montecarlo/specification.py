@@ -136,18 +136,25 @@ def environment(device: jax.Device) -> dict[str, object]:
     }
 
 
-def differences(journal: Mapping[str, Any], this: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(
+    journal: Mapping[str, Any],
+    this: Mapping[str, Any],
+    prefix: str = "",
+    names: tuple[str, str] = ("journal", "this run"),
+) -> list[str]:
     """Return one phrase per entry in which two specifications differ, both values named."""
     phrases = []
     for key in sorted({*journal, *this}):
         old, new = (spec.get(key, "nothing") for spec in (journal, this))
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            phrases += differences(old, new, f"{prefix}{key}.")
+            phrases += differences(old, new, f"{prefix}{key}.", names)
         elif prefix + key == "draw.computation":
             if old != new:
-                phrases.append("draw.computation: the code of the draw is not the one the journal was begun with")
+                was = "the one the journal was begun with" if names[0] == "journal" else f"that of {names[0]}"
+                phrases.append(f"draw.computation: the code of the draw is not {was}")
         elif canonical_json(old) != canonical_json(new):
-            phrases.append(f"{prefix}{key}: journal has {_shown(old)}, this run asks {_shown(new)}")
+            verb = "asks" if names[1] == "this run" else "has"
+            phrases.append(f"{prefix}{key}: {names[0]} has {_shown(old)}, {names[1]} {verb} {_shown(new)}")
     return phrases
 
 

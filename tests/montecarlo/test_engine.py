@@ -15,6 +15,7 @@ from cnninv_jax import montecarlo as mc
 from cnninv_jax.montecarlo import program as program_module
 from cnninv_jax.montecarlo.arguments import make_plan
 from cnninv_jax.montecarlo.engine import run
+from cnninv_jax.montecarlo.hosts import Hosts
 
 from . import draws
 
@@ -159,13 +160,13 @@ def test_at_most_two_supersteps_in_flight(monkeypatch):
 
         return dataclasses.replace(program, compiled=counted)
 
-    def device_get(value):
+    def fetch(hosts, value):
         flying[0] -= 1
-        return jax_device_get(value)
+        return original_fetch(hosts, value)
 
-    jax_device_get = jax.device_get
+    original_fetch = Hosts.fetch
     monkeypatch.setattr("cnninv_jax.montecarlo.sizing.compile_blocks", compile_blocks)
-    monkeypatch.setattr(jax, "device_get", device_get)
+    monkeypatch.setattr(Hosts, "fetch", fetch)
     quiet(draws.scalar, KEY, 5000, chunk_size=64, mesh=draws.mesh(2))
     assert (flying, most) == ([0], [2])
 

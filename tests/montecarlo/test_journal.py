@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cnninv_jax import montecarlo as mc
-from cnninv_jax.montecarlo import engine
+from cnninv_jax.montecarlo import session
 from cnninv_jax.montecarlo.engine import run
 from cnninv_jax.montecarlo.journal import FILE_NAME, Journal
 from cnninv_jax.montecarlo.sizing import DEFAULT_SIZES
@@ -292,13 +292,13 @@ def test_read_only_folder(tmp_path):
 def test_full_disk(tmp_path, monkeypatch, uninterrupted):
     original = Journal.bind
 
-    def bind(self, spec):
-        original(self, spec)
+    def bind(self, spec, part):
+        original(self, spec, part)
         pages = next(self._execute("PRAGMA page_count"))[0]
         self._execute(f"PRAGMA max_page_count = {pages + 4}")
 
     monkeypatch.setattr(Journal, "bind", bind)
-    monkeypatch.setattr(engine, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(session, "COMMIT_SECONDS", 0.0)
     with pytest.raises(mc.JournalError, match="the disk is full"):
         worker_run(tmp_path)
     monkeypatch.undo()

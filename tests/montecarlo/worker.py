@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 if __name__ == "__main__":
     from cnninv_jax import montecarlo as mc
-    from cnninv_jax.montecarlo import engine
+    from cnninv_jax.montecarlo import session
     from montecarlo import draws
 
     folder, num_draws, pause = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-    engine.COMMIT_SECONDS = 0.0
+    session.COMMIT_SECONDS = 0.0
 
     def report(progress):
         print(progress.stage, progress.done, flush=True)
