@@ -1,0 +1,302 @@
+"""Multilevel splitting (subset simulation): P(score(u) >= level) for a Gaussian latent vector u, however small.
+
+The event is reached through levels L_1 < ... < L_m: P = product of P(score >= L_j | score >= L_{j-1}), each factor of
+moderate size (Au and Beck 2001; Cerou et al. 2012). Particles above a level are resampled, then moved by
+preconditioned Crank-Nicolson steps u' = sqrt(1 - b^2) u + b xi that are taken only if the score stays above it: such a
+move keeps the standard normal law restricted to the level set. Levels and step sizes are found once by an adaptive
+pilot (`splitting_levels`) and then fixed, which makes every replicate (`splitting_draw`) an *unbiased* estimate,
+however short the moves; a replicate is a draw like any other, so that `run` gives the standard error, the journal and
+the devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnninv_jax._typing import Array, Bool, Float, Int, PRNGKeyArray
+from cnninv_jax.montecarlo.arguments import as_key, positive
+from cnninv_jax.montecarlo.importance import log_contribution
+
+#: A pytree of independent standard normal arrays; as a template, of anything with shape and dtype.
+Latent: TypeAlias = Any
+Score: TypeAlias = Callable[[Latent], Array]
+
+#: Acceptance rate that the pilot aims at, a compromise between long steps and taken ones.
+TARGET_ACCEPTANCE = 0.35
+#: Step sizes the pilot tries, largest first.
+STEP_SIZES = tuple(0.9 * 0.8**power for power in range(24))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["thresholds", "steps"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """What the pilot found; data of a draw, so that other levels of equal number compile nothing anew.
+
+    Attributes:
+        thresholds: L_1 < ... < L_m, the last one the event's, [m].
+        steps: size b of the moves above each level, [m].
+    """
+
+    thresholds: Float[Array, " m"]
+    steps: Float[Array, " m"]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["score", "levels"],
+    meta_fields=["treedef", "shapes", "num_particles", "num_moves"],
+)
+@dataclasses.dataclass(frozen=True)
+class SplittingDraw:
+    """One replicate, ``draw(key)``; made by `splitting_draw`."""
+
+    score: Score
+    levels: Levels
+    treedef: Any
+    shapes: tuple[jax.ShapeDtypeStruct, ...]
+    num_particles: int
+    num_moves: int
+
+    def __call__(self, key: PRNGKeyArray) -> dict[str, Array]:
+        """Return one unbiased estimate and how the particles fared, see `splitting_draw`."""
+        first, rest = jax.random.split(key)
+        particles = self.sample(first)
+        scores = jax.vmap(self.score)(particles)
+
+        def level(carry: Any, inputs: Any) -> Any:
+            particles, scores, roots = carry
+            threshold, step, key = inputs
+            resample_key, move_key = jax.random.split(key)
+            alive = scores >= threshold
+            parents = _resample(resample_key, alive)
+            particles, scores, roots = jax.tree.map(lambda x: x[parents], (particles, scores, roots))
+            particles, scores, taken = self.move(move_key, particles, scores, threshold, step)
+            return (particles, scores, roots), (jnp.sum(alive, dtype=np.int32), taken)
+
+        # Above the last level nobody has to move any more.
+        thresholds, steps = self.levels.thresholds, self.levels.steps
+        inputs = (thresholds[:-1], steps[:-1], jax.random.split(rest, thresholds.shape[0] - 1))
+        begin = (particles, scores, jnp.arange(self.num_particles, dtype=np.int32))
+        (_, scores, roots), (survivors, taken) = jax.lax.scan(level, begin, inputs)
+        reached = scores >= thresholds[-1]
+        survivors = jnp.append(survivors, jnp.sum(reached, dtype=np.int32))
+        # Once nobody survives, the particles below are moved on without meaning: the estimate stays zero.
+        fractions = survivors.astype(thresholds.dtype) / self.num_particles
+        alive = jnp.cumprod(survivors > 0) > 0
+        logs = jnp.cumsum(jnp.log(jnp.maximum(fractions, 0.5 / self.num_particles)))
+        path = log_contribution(alive, logs)
+        return {
+            "probability": jnp.where(alive[-1], jnp.exp(path[-1]), 0.0),
+            "log_probability": path[-1],
+            "log_level_probability": path,
+            "fraction": fractions,
+            "acceptance": jnp.min(taken, initial=1.0),
+            "families": _distinct(roots, reached),
+            "degenerate": ~alive[-1],
+        }
+
+    def sample(self, key: PRNGKeyArray) -> Latent:
+        """Return independent particles: the latent pytree with a leading axis."""
+        keys = jax.random.split(key, len(self.shapes))
+        return self.treedef.unflatten(
+            jax.random.normal(one, (self.num_particles, *aval.shape), aval.dtype)
+            for one, aval in zip(keys, self.shapes, strict=True)
+        )
+
+    def move(
+        self, key: PRNGKeyArray, particles: Latent, scores: Float[Array, " N"], threshold: Array, step: Array
+    ) -> tuple[Latent, Float[Array, " N"], Float[Array, ""]]:
+        """Move every particle ``num_moves`` times within its level set; return the share of moves taken."""
+
+        def one(carry: Any, key: PRNGKeyArray) -> Any:
+            particles, scores = carry
+            noise = self.sample(key)
+            proposed = jax.tree.map(
+                lambda u, xi: (jnp.sqrt(1.0 - step * step)).astype(u.dtype) * u + step.astype(u.dtype) * xi,
+                particles,
+                noise,
+            )
+            new = jax.vmap(self.score)(proposed)
+            taken = new >= threshold
+
+            def choose(new: Array, old: Array) -> Array:
+                return jnp.where(jax.lax.broadcast_in_dim(taken, old.shape, (0,)), new, old)
+
+            return jax.tree.map(choose, (proposed, new), (particles, scores)), jnp.mean(taken, dtype=np.float32)
+
+        (particles, scores), taken = jax.lax.scan(one, (particles, scores), jax.random.split(key, self.num_moves))
+        return particles, scores, jnp.mean(taken)
+
+
+def splitting_draw(
+    score: Score, levels: Levels, latent: Latent, *, num_particles: int = 512, num_moves: int = 8
+) -> SplittingDraw:
+    """Return a draw: one replicate of multilevel splitting with fixed levels.
+
+    Args:
+        score: function of one latent pytree that returns a scalar; the event is ``score(u) >= levels.thresholds[-1]``.
+            Randomness of another law is folded in by its quantile function, ``uniform = norm.cdf(u)``. Arrays of a
+            `jax.tree_util.Partial` are traced.
+        levels: of `splitting_levels`.
+        latent: template of u: a pytree of arrays, or of `jax.ShapeDtypeStruct`; all entries are i.i.d. N(0, 1).
+        num_particles: N, static.
+        num_moves: moves above every level, static; more of them make the estimate less variable, never less biased.
+
+    Returns:
+        Callable of one typed key that returns ``probability`` and ``log_probability`` (unbiased: mean over replicates
+        by `WeightedProportion` on the latter, which underflows never), ``log_level_probability`` [m] of
+        all levels, ``fraction`` [m] of survivors per level, ``acceptance`` of the level where moves were taken least,
+        ``families`` of the first generation that are present at the event, and ``degenerate`` where a level lost
+        every particle: the estimate is then 0, and must be counted as such.
+
+    Raises:
+        ValueError: a score that is no scalar, a latent that is not floating, sizes that are no positive integers.
+
+    Cost: m N num_moves scores and latents.
+    """
+    return _prepared(score, levels, latent, num_particles, num_moves)[0]
+
+
+def splitting_levels(
+    score: Score,
+    key: PRNGKeyArray | int,
+    threshold: float,
+    latent: Latent,
+    *,
+    fraction: float = 0.2,
+    num_particles: int = 1024,
+    num_moves: int = 8,
+    max_levels: int = 200,
+) -> Levels:
+    """Find levels and step sizes by an adaptive run: every level is passed by about ``fraction`` of the particles.
+
+    Args:
+        score: as in `splitting_draw`.
+        key: typed key or seed; not that of the replicates, whose levels must not depend on them.
+        threshold: the event is ``score(u) >= threshold``.
+        latent: as in `splitting_draw`.
+        fraction: of particles that pass a level, in (0, 1).
+        num_particles: of the pilot, static.
+        num_moves: of the pilot, static.
+        max_levels: give up after so many.
+
+    Returns:
+        `Levels` for `splitting_draw`.
+
+    Raises:
+        ValueError: as in `splitting_draw`; or the threshold was not reached.
+
+    Cost: a replicate and a few trial moves per level, one program for all levels.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"expected fraction between 0 and 1, got {fraction}")
+    if not math.isfinite(threshold):
+        raise ValueError(f"expected a finite threshold, got {threshold}")
+    max_levels = positive(max_levels, "max_levels", 1 << 20)
+    root = as_key(key)
+    draw, dtype = _prepared(score, Levels(jnp.zeros(1), jnp.zeros(1)), latent, num_particles, num_moves)
+    first, *keys = jax.random.split(root, max_levels + 1)
+    particles, scores = _begin(draw, first)
+    thresholds: list[float] = []
+    steps: list[float] = []
+    for number, one in enumerate(keys):
+        ordered = np.sort(np.asarray(scores, np.float64))
+        level = float(ordered[min(math.ceil((1 - fraction) * num_particles), num_particles - 1)])
+        if not np.isfinite(ordered).all():
+            raise ValueError("expected finite scores, got others; mend the score where it divides or takes logarithms")
+        # The event itself is the last level, as soon as enough particles have reached it.
+        done = np.mean(ordered >= threshold) >= fraction
+        if not done and thresholds and level <= thresholds[-1]:
+            raise ValueError(
+                f"expected levels to rise to {threshold:g}, got stuck at {level:g} after {number} levels; "
+                "the score is flat there (ties): smooth it, or raise num_moves and num_particles"
+            )
+        level = threshold if done else min(level, threshold)
+        thresholds.append(level)
+        if done:
+            steps.append(steps[-1] if steps else STEP_SIZES[0])
+            return Levels(jnp.asarray(thresholds, dtype), jnp.asarray(steps, dtype))
+        particles, scores, step = _advance(draw, one, particles, scores, jnp.asarray(level, dtype))
+        steps.append(float(step))
+    raise ValueError(
+        f"expected to reach {threshold:g} within {max_levels} levels, got to {thresholds[-1]:g}; "
+        "raise max_levels, num_moves or num_particles, or lower the threshold"
+    )
+
+
+def _prepared(
+    score: Score, levels: Levels, latent: Latent, num_particles: int, num_moves: int
+) -> tuple[SplittingDraw, np.dtype]:
+    """Check all that can be checked without a random number; return the draw and the dtype of scores."""
+    if not callable(score):
+        raise ValueError(f"expected score to be a function of one latent pytree, got {type(score).__name__}")
+    leaves, treedef = jax.tree_util.tree_flatten(latent)
+    if not leaves:
+        raise ValueError("expected latent to hold at least one array, got an empty pytree")
+    for leaf in leaves:
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)):
+            raise ValueError(
+                f"expected latent to hold floating arrays or jax.ShapeDtypeStructs, got {leaf!r}; "
+                "fold other laws in by their quantile functions"
+            )
+    shapes = tuple(jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype) for leaf in leaves)
+    out = jax.eval_shape(score, treedef.unflatten(shapes))
+    if not (hasattr(out, "shape") and out.shape == () and jnp.issubdtype(out.dtype, jnp.floating)):
+        raise ValueError(f"expected score to return one floating scalar, got {out}")
+    # A plain function is no pytree: as Partial it is static, and its cache is its own.
+    wrapped = jax.tree_util.Partial(score) if jax.tree_util.all_leaves([score]) else score
+    sizes = positive(num_particles, "num_particles", 1 << 24), positive(num_moves, "num_moves", 1 << 16)
+    dtype = np.dtype(out.dtype)
+    levels = Levels(jnp.asarray(levels.thresholds, dtype), jnp.asarray(levels.steps, dtype))
+    return SplittingDraw(wrapped, levels, treedef, shapes, *sizes), dtype
+
+
+@jax.jit
+def _begin(draw: SplittingDraw, key: PRNGKeyArray) -> tuple[Latent, Float[Array, " N"]]:
+    particles = draw.sample(key)
+    return particles, jax.vmap(draw.score)(particles)
+
+
+@jax.jit
+def _advance(
+    draw: SplittingDraw, key: PRNGKeyArray, particles: Latent, scores: Float[Array, " N"], threshold: Array
+) -> tuple[Latent, Float[Array, " N"], Array]:
+    """Resample the survivors of a level, choose the step size there, and move."""
+    resample_key, trial_key, move_key = jax.random.split(key, 3)
+    parents = _resample(resample_key, scores >= threshold)
+    particles, scores = jax.tree.map(lambda x: x[parents], (particles, scores))
+    sizes = jnp.asarray(STEP_SIZES, threshold.dtype)
+    single = dataclasses.replace(draw, num_moves=1)
+
+    def rate(inputs: Any) -> Array:
+        size, one = inputs
+        return single.move(one, particles, scores, threshold, size)[2]
+
+    rates = jax.lax.map(rate, (sizes, jax.random.split(trial_key, len(STEP_SIZES))))
+    # The largest step that is taken often enough, the smallest where none is.
+    enough = rates >= TARGET_ACCEPTANCE
+    step = sizes[jnp.where(jnp.any(enough), jnp.argmax(enough), len(STEP_SIZES) - 1)]
+    particles, scores, _ = draw.move(move_key, particles, scores, threshold, step)
+    return particles, scores, step
+
+
+def _resample(key: PRNGKeyArray, alive: Bool[Array, " N"]) -> Int[Array, " N"]:
+    """Return N parents: the survivors in random order, over and over, so that each expects equally many children."""
+    words = jax.random.bits(key, alive.shape, np.uint32) >> 1
+    order = jnp.argsort(jnp.where(alive, words, np.uint32(2**32 - 1)))
+    slots = jnp.arange(alive.shape[0], dtype=np.int32) % jnp.maximum(jnp.sum(alive, dtype=np.int32), 1)
+    return order[slots].astype(np.int32)
+
+
+def _distinct(roots: Int[Array, " N"], alive: Bool[Array, " N"]) -> Int[Array, ""]:
+    """Return how many different roots the living have."""
+    present = jnp.zeros(roots.shape, bool).at[roots].max(alive)
+    return jnp.sum(present, dtype=np.int32)
