@@ -12,7 +12,8 @@ from cnninv_jax import montecarlo as mc
 from . import draws
 
 X64 = jax.config.read("jax_enable_x64")
-quiet = functools.partial(mc.run, progress=False)
+#: One device, for shorter compilations.
+quiet = functools.partial(mc.run, progress=False, mesh=draws.mesh(1))
 BETWEEN, WITHIN = 0.5, 2.0
 
 
@@ -123,8 +124,8 @@ def test_the_best_count_is_the_cheapest(cost_outer, cost_inner):
 
 def test_chunks_and_devices():
     draw = mc.nested(outer, inner, 3)
-    one, four = (quiet(draw, 5, 500, chunk_size=64, mesh=draws.mesh(n)).to_xarray() for n in (1, 4))
-    assert draws.variables_equal(one, four)
+    one, two = (quiet(draw, 5, 500, chunk_size=64, mesh=draws.mesh(n)).to_xarray() for n in (1, 2))
+    assert draws.variables_equal(one, two)
     other = quiet(draw, 5, 500, chunk_size=100)
     np.testing.assert_allclose(other["x"]["mean"], one["x_mean"], rtol=1e-10 if X64 else 1e-5)
     np.testing.assert_allclose(other["x_within"]["mean"], one["x_within_mean"], rtol=1e-10 if X64 else 1e-5)
@@ -163,7 +164,7 @@ def test_refusals(result):
         quiet(mc.nested(outer, together, 4, joint=True), 0, 10)
     with pytest.raises(ValueError, match=r"distinct output names, got \['x_within'\] twice"):
         quiet(mc.nested(outer, lambda key, state: {"x": state, "x_within": state}, 2), 0, 10)
-    with pytest.raises(ValueError, match="expected an output 'y_within'|one of the draw's outputs"):
+    with pytest.raises(ValueError, match=r"one of the draw's outputs .* got 'y'"):
         mc.variance_components(result, "y", 4)
     with pytest.raises(ValueError, match="expected an output 'x_within_within'"):
         mc.variance_components(result, "x_within", 4)
