@@ -1,4 +1,4 @@
-"""``cnninv list | reproduce | resume | analyze``: short, and every refusal is one sentence and exit status 2."""
+"""``cnninv list | reproduce | resume | merge | ...``: short, and every refusal is one sentence and exit status 2."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ import tyro
 
 from cnninv_jax._version import __version__
 from cnninv_jax.experiments.analysis import AnalysisOptions, analyze
+from cnninv_jax.experiments.cluster import ClusterOptions, joined, leads
+from cnninv_jax.experiments.failure import FailureOptions, FailureParameters, failure
+from cnninv_jax.experiments.options import RunOptions
 from cnninv_jax.experiments.registry import Experiment, experiments
-from cnninv_jax.experiments.runs import RunOptions, precision_of, reproduce, resume
+from cnninv_jax.experiments.runs import Outcome, join_parts, precision_of, reproduce, resume
 from cnninv_jax.montecarlo import Interrupted, MonteCarloError
 
 #: Exit statuses: bad input, and stopped by Ctrl-C or a termination request.
@@ -102,7 +105,9 @@ def _application() -> tyro.extras.SubcommandApp:
     app.command(name="list")(_list)
     app.command(reproduction, name="reproduce", help="Run a paper's figure or table: numbers, table, picture.")
     app.command(name="resume")(_resume)
+    app.command(name="merge")(_merge)
     app.command(name="analyze")(_analyze)
+    app.command(name="failure")(_failure)
     return app
 
 
@@ -118,33 +123,62 @@ def _list() -> Callable[[], None]:
 
 
 def _reproduce(experiment: Experiment[Any]) -> Callable[..., Callable[[], None]]:
-    def command(parameters: Any, options: RunOptions) -> Callable[[], None]:
+    def command(parameters: Any, options: RunOptions, cluster: ClusterOptions) -> Callable[[], None]:
         def work() -> None:
-            from cnninv_jax.experiments.tables import print_outcome
-
             _configure(options.precision)
-            print_outcome(reproduce(experiment, parameters, options))
+            with joined(cluster):
+                _show(reproduce(experiment, parameters, options))
 
         return work
 
     # The experiment's own dataclass becomes the flags.
-    command.__annotations__ = {"parameters": experiment.parameters, "options": RunOptions, "return": Callable[[], None]}
+    command.__annotations__ = {
+        "parameters": experiment.parameters,
+        "options": RunOptions,
+        "cluster": ClusterOptions,
+        "return": Callable[[], None],
+    }
     return command
 
 
-def _resume(folder: tyro.conf.Positional[Path], quiet: bool = False) -> Callable[[], None]:
+def _show(outcome: Outcome) -> None:
+    from cnninv_jax.experiments.tables import print_outcome
+
+    if leads():
+        print_outcome(outcome)
+
+
+def _resume(cluster: ClusterOptions, folder: tyro.conf.Positional[Path], quiet: bool = False) -> Callable[[], None]:
     """Continue a run that was stopped or killed; it ends on the numbers of the uninterrupted run, bit for bit.
 
     Args:
+        cluster: The processes.
         folder: Folder of the run.
         quiet: No progress.
     """
 
     def work() -> None:
-        from cnninv_jax.experiments.tables import print_outcome
+        _configure()
+        with joined(cluster):
+            _configure(precision_of(folder))
+            _show(resume(folder, quiet=quiet))
 
-        _configure(precision_of(folder))
-        print_outcome(resume(folder, quiet=quiet))
+    return work
+
+
+def _merge(folders: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> Callable[[], None]:
+    """Join the parts of a run (--part i/N) to the numbers of the undivided run, bit for bit; show and save them.
+
+    Args:
+        folders: The parts' folders, or the one folder that holds them.
+        out: Folder of the whole run; by default the one that holds the parts.
+    """
+
+    def work() -> None:
+        _configure()
+        whole = join_parts(folders, out)
+        _configure(precision_of(whole))
+        _show(resume(whole))
 
     return work
 
@@ -166,7 +200,19 @@ def _analyze(options: AnalysisOptions, filters: tyro.conf.Positional[str] = DEFA
     return work
 
 
-def _configure(precision: str) -> None:
+def _failure(parameters: FailureParameters, options: FailureOptions) -> Callable[[], None]:
+    """Estimate how often eq. (1) of Gilbert et al. 2017 fails, far below 1e-6, and hold it against the closed form."""
+
+    def work() -> None:
+        from cnninv_jax.experiments.failure_table import print_failure
+
+        _configure(options.precision)
+        print_failure(failure(parameters, options))
+
+    return work
+
+
+def _configure(precision: str = "float32") -> None:
     """Choose widths and devices before JAX starts; on a CPU, one device per core: no thread waits for another."""
     if precision == "float64":
         jax.config.update("jax_enable_x64", True)

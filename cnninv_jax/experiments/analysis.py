@@ -17,7 +17,8 @@ import numpy as np
 
 from cnninv_jax import data, filters, rip
 from cnninv_jax.experiments.files import results_folder, save_json, writing
-from cnninv_jax.experiments.runs import Precision, another_run, checked_seed, default_folder
+from cnninv_jax.experiments.options import Precision, checked_seed
+from cnninv_jax.experiments.runs import another_run, default_folder
 from cnninv_jax.montecarlo import JournalError, JournalLockedError, Result, mean_interval, run
 from cnninv_jax.montecarlo.arguments import positive
 from cnninv_jax.operators import ConvOperator, coherence, conv_operator, frame_bounds

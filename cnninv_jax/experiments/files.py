@@ -12,6 +12,8 @@ from typing import Any
 
 from cnninv_jax._files import write_whole
 from cnninv_jax.montecarlo import MonteCarloError, ResultError
+from cnninv_jax.montecarlo.arguments import as_mesh
+from cnninv_jax.montecarlo.hosts import Hosts
 from cnninv_jax.montecarlo.journal import FILE_NAME, Journal
 
 
@@ -38,14 +40,22 @@ def make_folder(folder: Path) -> Path:
 def results_folder(folder: Path) -> Iterator[Path]:
     """Make a folder for results; a run that fails before it has begun leaves nothing behind.
 
+    With several processes it is the leader's folder; the others need no disk.
+
     Raises:
         ResultError: the folder cannot be used, see `make_folder`.
     """
+    hosts = Hosts.of(as_mesh(None))
+    if not hosts.leads:
+        hosts.share(str)  # hears whether the leader could make the folder
+        yield folder
+        return
     journal = folder / FILE_NAME
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     own = not journal.exists()
     try:
-        yield make_folder(folder)
+        hosts.share(lambda: str(make_folder(folder)))
+        yield folder
     except BaseException:
         if own and _holds_nothing(folder):
             for suffix in ("", "-wal", "-shm"):

@@ -5,45 +5,33 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
 from cnninv_jax.experiments.files import results_folder, save_json, writing
+from cnninv_jax.experiments.options import Precision, RunOptions, as_flags, check_options
 from cnninv_jax.experiments.registry import Experiment, describe_parameters, find, result_path
-from cnninv_jax.montecarlo import JournalError, JournalLockedError, Result, read_spec, run
-from cnninv_jax.montecarlo.arguments import positive
+from cnninv_jax.montecarlo import (
+    JournalError,
+    JournalLockedError,
+    Result,
+    find_parts,
+    merge,
+    read_part,
+    read_spec,
+    run,
+)
+from cnninv_jax.montecarlo.arguments import as_mesh
+from cnninv_jax.montecarlo.hosts import Hosts
+from cnninv_jax.montecarlo.journal import FILE_NAME, WHOLE
 from cnninv_jax.montecarlo.specification import differences
 
 #: Quantiles in summary.json.
 QUANTILES = (0.001, 0.025, 0.5, 0.975, 0.999, 0.9999)
-Precision = Literal["float32", "float64"]
-
-
-@dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """How a simulation runs; none of this but seed, draws, precision and block changes its numbers."""
-
-    num_draws: int | None = None
-    """Number of draws; the experiment's own by default."""
-    seed: int = 0
-    """Seed of the root key; draw i uses fold_in(key(seed), i)."""
-    out: Path | None = None
-    """Folder for journal, result.nc, summary.json and figures; by default a folder of its own under runs/."""
-    precision: Precision = "float32"
-    """Arithmetic of the draws."""
-    block: int | None = None
-    """Draws per block, the unit of the journal; the experiment's own by default."""
-    lanes: int | None = None
-    """Draws computed side by side inside a block; the experiment's own by default."""
-    memory_limit: float | None = None
-    """Gibibytes per device that a run may take; block and lanes chosen by the library are lowered to fit."""
-    quiet: bool = False
-    """No progress."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +51,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A finished reproduction."""
+    """A finished reproduction, or one part of it (without files of its own but the journal)."""
 
     experiment: Experiment[Any]
     parameters: Any
@@ -73,33 +61,41 @@ class Outcome:
     files: tuple[Path, ...]
 
 
-def reproduce(experiment: Experiment[Any], parameters: Any, options: RunOptions) -> Outcome:
+def reproduce(experiment: Experiment[Any], parameters: Any, options: RunOptions, folder: Path | None = None) -> Outcome:
     """Run an experiment into a folder: journal, result.nc, summary.json, figure as PNG and SVG.
 
     A folder that holds the journal of the same run is continued; a finished one is only read.
+
+    Args:
+        experiment: what to run.
+        parameters: its sizes and laws.
+        options: how; a part (--part) goes into a folder of its own below the run's.
+        folder: this very folder instead.
 
     Raises:
         ValueError: parameters that do not fit.
         MonteCarloError: the folder cannot be used, or belongs to another run.
     """
-    num_draws = experiment.num_draws if options.num_draws is None else options.num_draws
+    num_draws, part, until = options.most_draws(experiment.num_draws), options.parsed_part(), options.parsed_until()
     user = {
         "command": "reproduce",
         "experiment": experiment.name,
         "parameters": describe_parameters(parameters),
         "seed": options.seed,
         "precision": options.precision,
+        **({} if options.until is None else {"until": options.until}),
     }
     block = experiment.chunk_size if options.block is None else options.block
-    memory_limit = _check(options, num_draws, block)
+    memory_limit = check_options(options, num_draws, block)
     draw = experiment.draw(parameters, options.precision)
     try:
         jax.eval_shape(draw, jax.random.key(0))  # refuse impossible parameters before a folder is made
     except ValueError as error:
-        raise ValueError(_as_flags(str(error))) from None
+        raise ValueError(as_flags(str(error))) from None
     except OverflowError as error:
         raise ValueError(f"expected sizes that fit into 32 bits, got {user['parameters']} ({error})") from None
-    folder = options.out or default_folder(experiment.name, {**user, "num_draws": num_draws, "block": options.block})
+    content = {**user, "num_draws": num_draws, "block": options.block}
+    folder = folder or part_folder(options.out or default_folder(experiment.name, content), part)
     with results_folder(folder):
         try:
             result = run(
@@ -110,6 +106,8 @@ def reproduce(experiment: Experiment[Any], parameters: Any, options: RunOptions)
                 lanes=experiment.lanes if options.lanes is None else options.lanes,
                 statistics=experiment.statistics(parameters),
                 out=folder,
+                part=part,
+                until=until,
                 progress=not options.quiet,
                 memory_limit=memory_limit,
                 spec=user,
@@ -121,32 +119,12 @@ def reproduce(experiment: Experiment[Any], parameters: Any, options: RunOptions)
         except JournalError as error:
             raise another_run(folder, {"num_draws": num_draws, "block": block, **user}) or error from None
         except ValueError as error:
-            raise ValueError(_as_flags(str(error))) from None
+            raise ValueError(as_flags(str(error))) from None
     readings = compare(experiment, parameters, result)
+    if part != WHOLE or jax.process_index() != 0:
+        return Outcome(experiment, parameters, result, readings, folder, ())
     files = save(experiment, parameters, result, readings, folder)
     return Outcome(experiment, parameters, result, readings, folder, tuple(files))
-
-
-def _check(options: RunOptions, num_draws: int, block: int) -> int | None:
-    """Refuse impossible options by the names of their flags; return the memory limit in bytes."""
-    checked_seed(options.seed)
-    positive(num_draws, "--num-draws", 1 << 32)
-    positive(block, "--block", 1 << 30)
-    if options.lanes is not None:
-        positive(options.lanes, "--lanes", 1 << 30)
-    if options.memory_limit is None:
-        return None
-    if not (math.isfinite(options.memory_limit) and options.memory_limit > 0):
-        raise ValueError(f"expected --memory-limit to be a positive number of gibibytes, got {options.memory_limit}")
-    return int(options.memory_limit * 2**30)
-
-
-def _as_flags(message: str) -> str:
-    """Return the library's sentence in the words of the command line."""
-    flags = {"chunk_size": "--block", "lanes": "--lanes", "memory_limit": "--memory-limit"}
-    message = message.replace(" or padding='same'", "").replace("sampling='plain'", "--sampling plain")
-    message = re.sub(r"products='(\w+)'", r"--products \1", message).replace("dtype float32", "--precision float32")
-    return re.sub(r"(?<![\w./-])(chunk_size|lanes|memory_limit)\b", lambda found: flags[found[0]], message)
 
 
 def another_run(folder: Path, asked: Mapping[str, Any]) -> JournalError | None:
@@ -171,7 +149,7 @@ def resume(folder: Path, *, quiet: bool = False) -> Outcome:
         MonteCarloError: there is no journal, or it cannot be used.
         ValueError: the journal was not written by `reproduce`.
     """
-    spec = read_spec(folder)
+    spec, part = _shared(folder, read_spec), tuple(_shared(folder, read_part))
     user = spec.get("user", {})
     if user.get("command") != "reproduce":
         raise ValueError(
@@ -183,8 +161,9 @@ def resume(folder: Path, *, quiet: bool = False) -> Outcome:
         options = RunOptions(
             num_draws=spec["num_draws"],
             seed=user["seed"],
-            out=folder,
             precision=user["precision"],
+            until=user.get("until"),
+            part=None if part == WHOLE else f"{part[0]}/{part[1]}",
             block=spec["block"],
             lanes=spec["lanes"],
             quiet=quiet,
@@ -195,25 +174,53 @@ def resume(folder: Path, *, quiet: bool = False) -> Outcome:
             f"expected a run that this version of cnninv began in {folder}, got one with other entries ({error}); "
             "finish it with the version that began it, or choose another folder"
         ) from None
-    return reproduce(experiment, parameters, options)
+    return reproduce(experiment, parameters, options, folder)
+
+
+def _shared(folder: Path, read: Callable[[Path], Any]) -> Any:
+    """Return what the leader reads in its folder; other hosts need not see that disk."""
+    return Hosts.of(as_mesh(None)).share(lambda: read(folder))
+
+
+def join_parts(folders: Sequence[Path], out: Path | None) -> Path:
+    """Merge the journals of the parts of one run into ``out``; return that folder.
+
+    Args:
+        folders: the parts' folders, or one folder that holds them.
+        out: where the joined journal goes; by default into the one folder, or beside the parts.
+
+    Raises:
+        MonteCarloError: a part is missing, unfinished or of another run.
+    """
+    if not folders:
+        raise ValueError("expected the folders of the parts to merge, got none; see cnninv merge --help")
+    if len(folders) == 1 and not (folders[0] / FILE_NAME).exists():
+        held = find_parts(folders[0])
+        if not held:
+            raise JournalError(f"expected folders of parts in {folders[0]}, found none; run them with --part i/N")
+        merge(held, out or folders[0])
+        return out or folders[0]
+    parents = {folder.absolute().parent for folder in folders}
+    if out is None and len(parents) > 1:
+        raise ValueError(f"expected --out for parts of {len(parents)} different folders, got none; name a folder")
+    merge(folders, out or folders[0].parent)
+    return out or folders[0].parent
 
 
 def precision_of(folder: Path) -> Precision:
     """Return the precision that a folder's run needs, so that 64-bit types can be switched on before it starts."""
-    return read_spec(folder).get("user", {}).get("precision", "float32")
-
-
-def checked_seed(seed: int) -> int:
-    """Return a seed that `jax.random.key` takes whatever the width of integers is."""
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"expected a seed from 0 to 2^32 - 1, got {seed}")
-    return seed
+    return _shared(folder, read_spec).get("user", {}).get("precision", "float32")
 
 
 def default_folder(name: str, content: Mapping[str, Any]) -> Path:
     """Return runs/<name>-<digest>: the same command finds its folder again, another one gets its own."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
     return Path("runs") / f"{name}-{digest[:8]}"
+
+
+def part_folder(folder: Path, part: tuple[int, int]) -> Path:
+    """Return where a part of the run of ``folder`` goes: below it, so that `cnninv merge FOLDER` finds them all."""
+    return folder if part == WHOLE else folder / f"part-{part[0]}-of-{part[1]}"
 
 
 def compare(experiment: Experiment[Any], parameters: Any, result: Result) -> tuple[Reading, ...]:
@@ -252,7 +259,7 @@ def save(
     with writing("summary.json"):
         summary = save_json(summarise(experiment, parameters, result, readings), folder / "summary.json")
     with xr.open_dataset(path, engine="h5netcdf") as dataset, writing("the figure"):
-        draws = f"{int(result.provenance['spec']['num_draws']):,} draws"
+        draws = f"{int(result.provenance['num_draws']):,} draws"
         subtitle = f"{experiment.describe(parameters)}; {draws}, seed {result.provenance['spec']['user']['seed']}"
         figure = experiment.figure(dataset, experiment.claims(parameters), subtitle)
         pictures = save_figure(figure, folder, experiment.name)
@@ -292,5 +299,6 @@ def summarise(
         "source": experiment.source,
         "parameters": dataclasses.asdict(parameters),
         "outputs": outputs,
+        **({} if result.stopping is None else {"stopping": result.stopping.describe()}),
         "provenance": dict(result.provenance),
     }

@@ -77,20 +77,38 @@ def outcome_table(outcome: Outcome) -> Table:
 def print_outcome(outcome: Outcome) -> None:
     """Print the table, what the run was, and where its files are."""
     out = console()
-    out.print(outcome_table(outcome))
     facts = outcome.result.provenance
     spec = facts["spec"]
+    if facts["part"]:
+        _print_part(out, outcome)
+        return
+    out.print(outcome_table(outcome))
     out.print(outcome.experiment.describe(outcome.parameters), markup=False)
     speed = facts["draws_per_second"]
+    hosts = f" in {facts['process_count']} processes" if facts["process_count"] > 1 else ""
     rate = f", {speed:,.0f} draws/s" if math.isfinite(speed) else ", all from the journal"
     out.print(
-        f"{spec['num_draws']:,} draws in {facts['seconds']:.1f} s{rate} "
-        f"(+ {facts['compile_seconds']:.1f} s compiling) on {facts['device_count']} x {facts['device']}, "
+        f"{facts['num_draws']:,} draws in {facts['seconds']:.1f} s{rate} "
+        f"(+ {facts['compile_seconds']:.1f} s compiling) on {facts['device_count']} x {facts['device']}{hosts}, "
         f"{spec['user']['precision']}, seed {spec['user']['seed']}",
         markup=False,
     )
+    if outcome.result.stopping is not None:
+        out.print(str(outcome.result.stopping), markup=False)
     for path in outcome.files:
         out.print(f"  {path}", markup=False, soft_wrap=True)
+
+
+def _print_part(out: Console, outcome: Outcome) -> None:
+    facts = outcome.result.provenance
+    index, count = facts["part"]
+    out.print(
+        f"part {index}/{count} of {outcome.experiment.name} is done: {facts['num_draws']:,} of "
+        f"{facts['spec']['num_draws']:,} draws in {facts['journal']}",
+        markup=False,
+        soft_wrap=True,
+    )
+    out.print(f"when all {count} parts are done: cnninv merge {outcome.folder.parent}", markup=False, soft_wrap=True)
 
 
 def print_report(report: Report) -> None:

@@ -27,6 +27,15 @@ from cnninv_jax.montecarlo.errors import (
     MonteCarloError,
     ResultError,
 )
+from cnninv_jax.montecarlo.importance import (
+    LEAST_EFFECTIVE_SIZE,
+    DegenerateWeights,
+    WeightedProportion,
+    check_effective_sample_size,
+    log_contribution,
+    weight_note,
+    weighted_interval,
+)
 from cnninv_jax.montecarlo.intervals import (
     histogram_quantile,
     mean_interval,
@@ -34,7 +43,7 @@ from cnninv_jax.montecarlo.intervals import (
     sample_quantile,
     wilson,
 )
-from cnninv_jax.montecarlo.journal import read_spec
+from cnninv_jax.montecarlo.journal import read_part, read_spec
 from cnninv_jax.montecarlo.merge import find_parts, merge
 from cnninv_jax.montecarlo.nested import (
     VarianceComponents,
@@ -44,14 +53,20 @@ from cnninv_jax.montecarlo.nested import (
     within_name,
 )
 from cnninv_jax.montecarlo.program import clear_cache
-from cnninv_jax.montecarlo.progress import Progress
+from cnninv_jax.montecarlo.progress import Progress, SweepProgress
 from cnninv_jax.montecarlo.result import Result
+from cnninv_jax.montecarlo.splitting import Levels, SplittingDraw, splitting_draw, splitting_levels
 from cnninv_jax.montecarlo.stopping import Look, Stopping, Width
 from cnninv_jax.montecarlo.summary import Row, Summary
+from cnninv_jax.montecarlo.sweep import sweep
+from cnninv_jax.montecarlo.sweep_folder import merge_sweeps, read_sweep
+from cnninv_jax.montecarlo.sweep_result import SweepResult
 
 __all__ = [
+    "LEAST_EFFECTIVE_SIZE",
     "Accumulator",
     "ControlledMean",
+    "DegenerateWeights",
     "Extremes",
     "Histogram",
     "HostLostError",
@@ -59,6 +74,7 @@ __all__ = [
     "JournalError",
     "JournalLockedError",
     "Leaf",
+    "Levels",
     "Look",
     "Moments",
     "MonteCarloError",
@@ -67,25 +83,39 @@ __all__ = [
     "Result",
     "ResultError",
     "Row",
+    "SplittingDraw",
     "Stopping",
     "Summary",
+    "SweepProgress",
+    "SweepResult",
     "Tally",
     "VarianceComponents",
+    "WeightedProportion",
     "Width",
     "best_count",
+    "check_effective_sample_size",
     "clear_cache",
     "controlled_name",
     "controlled_statistics",
     "find_parts",
     "histogram_quantile",
+    "log_contribution",
     "mean_interval",
     "merge",
+    "merge_sweeps",
     "nested",
     "quantile_ranks",
+    "read_part",
     "read_spec",
+    "read_sweep",
     "run",
     "sample_quantile",
+    "splitting_draw",
+    "splitting_levels",
+    "sweep",
     "variance_components",
+    "weight_note",
+    "weighted_interval",
     "wilson",
     "with_controls",
     "within_name",

@@ -270,3 +270,13 @@ def read_spec(folder: str | os.PathLike[str]) -> dict[str, Any]:
         if journal.spec is None:
             raise JournalError(f"{journal.path} holds no run yet; start the run again")
         return journal.spec
+
+
+def read_part(folder: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return which part (i, N) of a run the journal in ``folder`` holds; (1, 1) for all of it.
+
+    Raises:
+        JournalError: there is no journal, it is damaged, or in use.
+    """
+    with Journal(folder, create=False) as journal:
+        return journal.part
