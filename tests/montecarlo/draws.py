@@ -3,6 +3,16 @@
 import jax
 import jax.numpy as jnp
 
+#: What XLA calls words exchanged between devices.
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "all-to-all",
+    "collective-permute",
+    "reduce-scatter",
+    "collective-broadcast",
+)
+
 
 def mixed(key):
     first, second, third = jax.random.split(key, 3)

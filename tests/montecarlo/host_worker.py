@@ -18,14 +18,23 @@ if __name__ == "__main__":
         f"127.0.0.1:{port}", int(count), int(index), heartbeat_timeout_seconds=20, shutdown_timeout_seconds=20
     )
     from cnninv_jax import montecarlo as mc
-    from cnninv_jax.montecarlo import session
+    from cnninv_jax.montecarlo import session, sizing
     from montecarlo import draws
+    from montecarlo.draws import COLLECTIVES
 
     session.COMMIT_SECONDS = 0.0
     options = {"chunk_size": 50, "lanes": 16, "keep": ("x",), "out": folder}
     for option in sys.argv[7:]:
         name, value = option.split("=")
         options[name] = mc.Width("x", absolute=float(value)) if name == "until" else int(value)
+
+    def compile_blocks(*arguments):
+        program = sizing_compile(*arguments)
+        found = [word for word in COLLECTIVES if word in program.compiled.as_text()]
+        print("collectives in the draw:", found, flush=True)
+        return program
+
+    sizing_compile, sizing.compile_blocks = sizing.compile_blocks, compile_blocks
 
     def report(progress):
         print(progress.stage, progress.done, flush=True)

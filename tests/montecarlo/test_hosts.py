@@ -65,6 +65,7 @@ def test_two_processes_of_two_devices_give_the_same_bits(tmp_path, uninterrupted
     codes, texts = together(tmp_path)
     assert codes == [0, 0], texts
     assert [text.splitlines()[-1] for text in texts] == ["end 2 4", "end 2 4"]
+    assert all("collectives in the draw: []" in text for text in texts)
     assert all(same_file(tmp_path / f"process-{index}.nc", uninterrupted) for index in range(2))
     # The journal is the single run's: read back here without computing.
     again = alone(out=tmp_path)
