@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 #: Effective hits under which an estimate is not to be believed; one draw then carries less than a tenth of it.
 LEAST_EFFECTIVE_SIZE = 100.0
+#: Where this part of all draws contributes effectively, and there are at least so many, fewer will do: contributions
+#: so even (replicates of splitting, say) vary by less than 2/3 of their mean, and Student's interval holds.
+EVEN_SHARE, EVEN_LEAST = 0.7, 10.0
 #: Standard errors by which the mean of all weights may miss 1.
 MOST_ERRORS = 5.0
 
@@ -166,7 +169,7 @@ def weight_note(
     Args:
         numbers: statistics of the leaf, ``result[name]``.
         name: what to call it.
-        least: effective hits that are enough.
+        least: effective hits that are enough; fewer are where draws contribute evenly (`EVEN_SHARE`).
         weights: statistics of the log weights of *all* draws; their mean must be 1 within `MOST_ERRORS` standard
             errors. Ask for it only where the weights are bounded, as those of a mixture with the nominal law are:
             a purely tilted proposal hardly ever draws the large weights that bring the mean up to 1.
@@ -174,17 +177,20 @@ def weight_note(
     lost = int(np.sum(numbers["non_finite"]))
     if lost:
         return f"{name}: {lost:,} draws have non-finite weights and are missing from the estimate; correct the draw"
-    effective, hits = np.min(numbers["effective_hits"]), np.min(numbers["hits"])
-    if not effective >= least:
-        share = np.max(np.where(np.asarray(numbers["hits"]) > 0, numbers["largest_share"], 1.0))
-        what = f"{hits:,} hits are worth {effective:.1f} equal ones and the largest carries {share:.0%} of the estimate"
+    effective, hits, count = (np.atleast_1d(numbers[key]) for key in ("effective_hits", "hits", "count"))
+    even = (effective >= EVEN_LEAST) & (effective >= EVEN_SHARE * count)
+    poor = ~((effective >= least) | even)
+    if np.any(poor):
+        at = np.unravel_index(np.argmin(np.where(poor, effective, np.inf)), poor.shape)
+        share = float(np.atleast_1d(numbers["largest_share"])[at])
+        what = f"{hits[at]:,} hits weigh as much as {effective[at]:.1f} equal ones, the largest {share:.0%} of the sum"
         return (
-            f"{name}: expected at least {least:g} effective hits, got {effective:.1f} "
-            f"({what if hits else 'no draw reached the event'}); "
-            "its interval cannot be believed: take more draws, or a proposal closer to the event"
+            f"{name}: expected at least {least:g} effective hits, got {effective[at]:.1f} "
+            f"({what if hits[at] else 'no draw reached the event'}); its interval cannot be believed: "
+            "take more draws, more particles, or a proposal closer to the event"
         )
     if weights is not None:
-        mean, error = np.asarray(weights["probability"]), np.asarray(weights["probability_standard_error"])
+        mean, error = (np.atleast_1d(weights[key]) for key in ("probability", "probability_standard_error"))
         # Equal weights have no spread to compare with: what rounding leaves is no offence.
         far = np.abs(mean - 1.0) > MOST_ERRORS * error + 1e-5
         if not np.all(np.isfinite(error)) or np.any(far):

@@ -31,8 +31,8 @@ Score: TypeAlias = Callable[[Latent], Array]
 
 #: Acceptance rate that the pilot aims at, a compromise between long steps and taken ones.
 TARGET_ACCEPTANCE = 0.35
-#: Step sizes the pilot tries, largest first.
-STEP_SIZES = tuple(0.9 * 0.8**power for power in range(24))
+#: Step sizes the pilot tries, largest first; 1 draws the block anew.
+STEP_SIZES = tuple(0.65**power for power in range(13))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["thresholds", "steps"], meta_fields=[])
@@ -42,11 +42,11 @@ class Levels:
 
     Attributes:
         thresholds: L_1 < ... < L_m, the last one the event's, [m].
-        steps: size b of the moves above each level, [m].
+        steps: size b of the moves above each level, for every array of the latent, [m, blocks].
     """
 
     thresholds: Float[Array, " m"]
-    steps: Float[Array, " m"]
+    steps: Float[Array, "m blocks"]
 
 
 @functools.partial(
@@ -106,34 +106,45 @@ class SplittingDraw:
     def sample(self, key: PRNGKeyArray) -> Latent:
         """Return independent particles: the latent pytree with a leading axis."""
         keys = jax.random.split(key, len(self.shapes))
-        return self.treedef.unflatten(
-            jax.random.normal(one, (self.num_particles, *aval.shape), aval.dtype)
-            for one, aval in zip(keys, self.shapes, strict=True)
-        )
+        return self.treedef.unflatten([self.noise(one, block) for block, one in enumerate(keys)])
+
+    def noise(self, key: PRNGKeyArray, block: int) -> Array:
+        """Return independent normal numbers in the shape of one array of all particles."""
+        aval = self.shapes[block]
+        return jax.random.normal(key, (self.num_particles, *aval.shape), aval.dtype)
 
     def move(
-        self, key: PRNGKeyArray, particles: Latent, scores: Float[Array, " N"], threshold: Array, step: Array
-    ) -> tuple[Latent, Float[Array, " N"], Float[Array, ""]]:
-        """Move every particle ``num_moves`` times within its level set; return the share of moves taken."""
+        self,
+        key: PRNGKeyArray,
+        particles: Latent,
+        scores: Float[Array, " N"],
+        threshold: Array,
+        steps: Float[Array, " blocks"],
+    ) -> tuple[Latent, Float[Array, " N"], Float[Array, " blocks"]]:
+        """Move every particle ``num_moves`` times within its level set; return the shares of moves taken.
 
-        def one(carry: Any, key: PRNGKeyArray) -> Any:
-            particles, scores = carry
-            noise = self.sample(key)
-            proposed = jax.tree.map(
-                lambda u, xi: (jnp.sqrt(1.0 - step * step)).astype(u.dtype) * u + step.astype(u.dtype) * xi,
-                particles,
-                noise,
-            )
-            new = jax.vmap(self.score)(proposed)
-            taken = new >= threshold
+        One move goes through the arrays of the latent, each with its own step size: those that the score is touchy
+        about do not hold up the others.
+        """
 
-            def choose(new: Array, old: Array) -> Array:
-                return jnp.where(jax.lax.broadcast_in_dim(taken, old.shape, (0,)), new, old)
+        def sweep(carry: Any, key: PRNGKeyArray) -> Any:
+            blocks, scores = carry
+            rates = []
+            for block, one in enumerate(jax.random.split(key, len(blocks))):
+                step = steps[block].astype(blocks[block].dtype)
+                new = jnp.sqrt(1.0 - step * step) * blocks[block] + step * self.noise(one, block)
+                proposed = [*blocks[:block], new, *blocks[block + 1 :]]
+                reached = jax.vmap(self.score)(self.treedef.unflatten(proposed))
+                taken = reached >= threshold
+                chosen = jax.lax.broadcast_in_dim(taken, new.shape, (0,))
+                blocks = [*blocks[:block], jnp.where(chosen, new, blocks[block]), *blocks[block + 1 :]]
+                scores = jnp.where(taken, reached, scores)
+                rates.append(jnp.mean(taken, dtype=np.float32))
+            return (blocks, scores), jnp.stack(rates)
 
-            return jax.tree.map(choose, (proposed, new), (particles, scores)), jnp.mean(taken, dtype=np.float32)
-
-        (particles, scores), taken = jax.lax.scan(one, (particles, scores), jax.random.split(key, self.num_moves))
-        return particles, scores, jnp.mean(taken)
+        begin = (jax.tree_util.tree_leaves(particles), scores)
+        (blocks, scores), rates = jax.lax.scan(sweep, begin, jax.random.split(key, self.num_moves))
+        return self.treedef.unflatten(blocks), scores, jnp.mean(rates, axis=0)
 
 
 def splitting_draw(
@@ -146,9 +157,11 @@ def splitting_draw(
             Randomness of another law is folded in by its quantile function, ``uniform = norm.cdf(u)``. Arrays of a
             `jax.tree_util.Partial` are traced.
         levels: of `splitting_levels`.
-        latent: template of u: a pytree of arrays, or of `jax.ShapeDtypeStruct`; all entries are i.i.d. N(0, 1).
+        latent: template of u: a pytree of arrays, or of `jax.ShapeDtypeStruct`; all entries are i.i.d. N(0, 1). Every
+            array is a block that moves by itself: what has to move together belongs into one.
         num_particles: N, static.
-        num_moves: moves above every level, static; more of them make the estimate less variable, never less biased.
+        num_moves: sweeps over the latent's arrays above every level, static; more of them make the estimate less
+            variable, and it is unbiased with any number.
 
     Returns:
         Callable of one typed key that returns ``probability`` and ``log_probability`` (unbiased: mean over replicates
@@ -160,7 +173,7 @@ def splitting_draw(
     Raises:
         ValueError: a score that is no scalar, a latent that is not floating, sizes that are no positive integers.
 
-    Cost: m N num_moves scores and latents.
+    Cost: m N num_moves scores and latents per array of the latent.
     """
     return _prepared(score, levels, latent, num_particles, num_moves)[0]
 
@@ -202,11 +215,11 @@ def splitting_levels(
         raise ValueError(f"expected a finite threshold, got {threshold}")
     max_levels = positive(max_levels, "max_levels", 1 << 20)
     root = as_key(key)
-    draw, dtype = _prepared(score, Levels(jnp.zeros(1), jnp.zeros(1)), latent, num_particles, num_moves)
+    draw, dtype = _prepared(score, Levels(jnp.zeros(1), jnp.zeros((1, 1))), latent, num_particles, num_moves)
     first, *keys = jax.random.split(root, max_levels + 1)
     particles, scores = _begin(draw, first)
     thresholds: list[float] = []
-    steps: list[float] = []
+    steps: list[np.ndarray] = []
     for number, one in enumerate(keys):
         ordered = np.sort(np.asarray(scores, np.float64))
         level = float(ordered[min(math.ceil((1 - fraction) * num_particles), num_particles - 1)])
@@ -222,10 +235,11 @@ def splitting_levels(
         level = threshold if done else min(level, threshold)
         thresholds.append(level)
         if done:
-            steps.append(steps[-1] if steps else STEP_SIZES[0])
-            return Levels(jnp.asarray(thresholds, dtype), jnp.asarray(steps, dtype))
-        particles, scores, step = _advance(draw, one, particles, scores, jnp.asarray(level, dtype))
-        steps.append(float(step))
+            # Nobody moves above the last level.
+            steps.append(np.ones(len(draw.shapes)))
+            return Levels(jnp.asarray(thresholds, dtype), jnp.asarray(np.stack(steps), dtype))
+        particles, scores, sizes = _advance(draw, one, particles, scores, jnp.asarray(level, dtype))
+        steps.append(np.asarray(sizes))
     raise ValueError(
         f"expected to reach {threshold:g} within {max_levels} levels, got to {thresholds[-1]:g}; "
         "raise max_levels, num_moves or num_particles, or lower the threshold"
@@ -269,23 +283,23 @@ def _begin(draw: SplittingDraw, key: PRNGKeyArray) -> tuple[Latent, Float[Array,
 def _advance(
     draw: SplittingDraw, key: PRNGKeyArray, particles: Latent, scores: Float[Array, " N"], threshold: Array
 ) -> tuple[Latent, Float[Array, " N"], Array]:
-    """Resample the survivors of a level, choose the step size there, and move."""
+    """Resample the survivors of a level, choose the step sizes there, and move."""
     resample_key, trial_key, move_key = jax.random.split(key, 3)
     parents = _resample(resample_key, scores >= threshold)
     particles, scores = jax.tree.map(lambda x: x[parents], (particles, scores))
     sizes = jnp.asarray(STEP_SIZES, threshold.dtype)
     single = dataclasses.replace(draw, num_moves=1)
 
-    def rate(inputs: Any) -> Array:
+    def rates(inputs: Any) -> Array:
         size, one = inputs
-        return single.move(one, particles, scores, threshold, size)[2]
+        return single.move(one, particles, scores, threshold, jnp.full(len(draw.shapes), size))[2]
 
-    rates = jax.lax.map(rate, (sizes, jax.random.split(trial_key, len(STEP_SIZES))))
-    # The largest step that is taken often enough, the smallest where none is.
-    enough = rates >= TARGET_ACCEPTANCE
-    step = sizes[jnp.where(jnp.any(enough), jnp.argmax(enough), len(STEP_SIZES) - 1)]
-    particles, scores, _ = draw.move(move_key, particles, scores, threshold, step)
-    return particles, scores, step
+    taken = jax.lax.map(rates, (sizes, jax.random.split(trial_key, len(STEP_SIZES))))
+    # For every block the largest step that is taken often enough, the smallest where none is.
+    enough = (taken >= TARGET_ACCEPTANCE).at[-1].set(True)
+    steps = sizes[jnp.argmax(enough, axis=0)]
+    particles, scores, _ = draw.move(move_key, particles, scores, threshold, steps)
+    return particles, scores, steps
 
 
 def _resample(key: PRNGKeyArray, alive: Bool[Array, " N"]) -> Int[Array, " N"]:

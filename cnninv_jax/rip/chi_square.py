@@ -146,11 +146,23 @@ def _trapezoid(
     v = step * np.arange(points + 1)
     y, dy = width[:, None] * np.sinh(v), width[:, None] * np.cosh(v)
     s = saddle[:, None] + bend[:, None] * y**2 + 1j * y
-    # The sum over weights one at a time: [R, points] is all that is held.
-    logs = sum(np.log(1.0 - 2.0 * s * column[:, None]) for column in w.T)
+    logs = _sum_of_logs(s, w, nu)
     sign = np.sign(saddle)[:, None]
     # Scaled by the integrand's size at the saddle; to the left of 0 the integral is minus the lower tail.
     integrand = np.exp(-nu / 2 * logs - s * q[:, None] - np.log(sign * s) - exponent[:, None])
     real = np.imag(integrand * (2.0 * bend[:, None] * y + 1j) * dy)
     total = step * (real.sum(axis=1) - 0.5 * real[:, 0])
     return total / np.pi * np.exp(exponent)
+
+
+def _sum_of_logs(s: np.ndarray, w: np.ndarray, nu: float) -> np.ndarray:
+    """Return sum_j log(1 - 2 s w_j), [R, points]; where nu / 2 is whole, up to multiples of 2 pi i, which drop out."""
+    # One logarithm for several factors, few enough not to overflow.
+    group = 8 if nu % 2 == 0 else 1
+    total = np.zeros_like(s)
+    for start in range(0, w.shape[1], group):
+        product = np.ones_like(s)
+        for column in w.T[start : start + group]:
+            product *= 1.0 - 2.0 * column[:, None] * s
+        total += np.log(product)
+    return total
