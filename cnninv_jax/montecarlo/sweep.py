@@ -24,6 +24,7 @@ from cnninv_jax.montecarlo.journal import WHOLE
 from cnninv_jax.montecarlo.program import Plan, compile_blocks, split_draw, trace
 from cnninv_jax.montecarlo.progress import Progress, Reporter, SweepReporter, make_reporter
 from cnninv_jax.montecarlo.result import Result
+from cnninv_jax.montecarlo.sizing import choose_sizes
 from cnninv_jax.montecarlo.specification import array_digest, canonical_json, environment, sha256
 from cnninv_jax.montecarlo.stopping import Width
 from cnninv_jax.montecarlo.sweep_folder import SweepFolder, record_of
@@ -102,6 +103,10 @@ def sweep(
     hosts = Hosts.of(as_mesh(mesh))
     name = name or name_of(draw)
     study = _Study.of(draw, cells, root, statistics, keep, headline)
+    # What would be refused in the first cell is refused here, before there is a folder.
+    choose_sizes(chunk_size, lanes, num_draws, hosts.mesh.devices.flat[0].platform, {})
+    if until is not None:
+        until.check(study.plans[cells.cells[0].identity])
     full_spec = {
         "name": name,
         "user": json.loads(canonical_json(dict(spec or {}))),

@@ -157,13 +157,20 @@ class SweepResult:
         }
         return xr.Dataset(variables, coordinates, attributes)
 
-    def save_netcdf(self, path: str | os.PathLike[str], level: float = 0.95) -> Path:
+    def save_netcdf(
+        self, path: str | os.PathLike[str], level: float = 0.95, coordinates: Mapping[str, Any] | None = None
+    ) -> Path:
         """Write `to_xarray` to ``path`` in one piece, histograms compressed.
+
+        Args:
+            path: file.
+            level: confidence level of the intervals.
+            coordinates: further ones, such as a quantity that follows from a parameter, as `xarray` takes them.
 
         Raises:
             ResultError: the file cannot be written.
         """
-        target, dataset = Path(path), self.to_xarray(level)
+        target, dataset = Path(path), self.to_xarray(level).assign_coords(coordinates or {})
         packed = {
             name: {"zlib": True, "complevel": 4}
             for name in dataset.variables
