@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from benchmarks.measure import resident_mib
 from cnninv_jax import montecarlo
 from cnninv_jax.experiments.gilbert2017 import FIG2, Fig2Parameters
 
@@ -57,15 +58,6 @@ def bare_loop(draw, devices):
         jax.block_until_ready(flight)
 
     return loop
-
-
-def resident_mib():
-    """Return the resident memory of this process (Linux), in MiB."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS"):
-                return int(line.split()[1]) / 1024
-    return float("nan")
 
 
 def main(arguments=None):
