@@ -23,6 +23,15 @@ from cnninv_jax.experiments.failure import FailureOptions, FailureParameters, fa
 from cnninv_jax.experiments.options import RunOptions
 from cnninv_jax.experiments.registry import Experiment, experiments
 from cnninv_jax.experiments.runs import Outcome, join_parts, precision_of, reproduce, resume
+from cnninv_jax.experiments.sweeps import (
+    SweepOptions,
+    SweepOutcome,
+    is_sweep,
+    join_sweeps,
+    resume_sweep,
+    sweep_experiment,
+    sweep_precision,
+)
 from cnninv_jax.montecarlo import Interrupted, MonteCarloError
 
 #: Exit statuses: bad input, and stopped by Ctrl-C or a termination request.
@@ -97,13 +106,15 @@ def _sentence(box: str) -> str:
 
 
 def _application() -> tyro.extras.SubcommandApp:
-    reproduction = tyro.extras.SubcommandApp()
+    reproduction, sweeps = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
     for experiment in experiments().values():
         about = f"{experiment.source}: {experiment.title}."
         reproduction.command(name=experiment.name, help=about)(_reproduce(experiment))
+        sweeps.command(name=experiment.name, help=about)(_sweep(experiment))
     app = tyro.extras.SubcommandApp()
     app.command(name="list")(_list)
     app.command(reproduction, name="reproduce", help="Run a paper's figure or table: numbers, table, picture.")
+    app.command(sweeps, name="sweep", help="Run a figure over a grid of its parameters: one dataset, table, picture.")
     app.command(name="resume")(_resume)
     app.command(name="merge")(_merge)
     app.command(name="analyze")(_analyze)
@@ -141,10 +152,42 @@ def _reproduce(experiment: Experiment[Any]) -> Callable[..., Callable[[], None]]
     return command
 
 
-def _show(outcome: Outcome) -> None:
+def _sweep(experiment: Experiment[Any]) -> Callable[..., Callable[[], None]]:
+    def command(over: Any, parameters: Any, options: SweepOptions, cluster: ClusterOptions) -> Callable[[], None]:
+        def work() -> None:
+            _configure(options.precision)
+            with joined(cluster):
+                _show(sweep_experiment(experiment, parameters, over, options))
+
+        return work
+
+    command.__doc__ = """Sweep.
+
+    Args:
+        over: NAME=VALUES, such as k=2,5,10 or k=2:20:2 (stop included); again for another parameter.
+        parameters: What is not swept.
+        options: How.
+        cluster: The processes.
+    """
+    command.__annotations__ = {
+        "over": tyro.conf.UseAppendAction[tuple[str, ...]],
+        "parameters": experiment.parameters,
+        "options": SweepOptions,
+        "cluster": ClusterOptions,
+        "return": Callable[[], None],
+    }
+    return command
+
+
+def _show(outcome: Outcome | SweepOutcome) -> None:
+    from cnninv_jax.experiments.sweep_table import print_sweep
     from cnninv_jax.experiments.tables import print_outcome
 
-    if leads():
+    if not leads():
+        return
+    if isinstance(outcome, SweepOutcome):
+        print_sweep(outcome)
+    else:
         print_outcome(outcome)
 
 
@@ -160,8 +203,7 @@ def _resume(cluster: ClusterOptions, folder: tyro.conf.Positional[Path], quiet: 
     def work() -> None:
         _configure()
         with joined(cluster):
-            _configure(precision_of(folder))
-            _show(resume(folder, quiet=quiet))
+            _continue(folder, quiet)
 
     return work
 
@@ -176,11 +218,20 @@ def _merge(folders: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = N
 
     def work() -> None:
         _configure()
-        whole = join_parts(folders, out)
-        _configure(precision_of(whole))
-        _show(resume(whole))
+        join = join_sweeps if any(is_sweep(folder) for folder in folders) else join_parts
+        _continue(join(folders, out))
 
     return work
+
+
+def _continue(folder: Path, quiet: bool = False) -> None:
+    """Continue, or read back, the run or sweep in a folder."""
+    if is_sweep(folder):
+        _configure(sweep_precision(folder))
+        _show(resume_sweep(folder, quiet=quiet))
+    else:
+        _configure(precision_of(folder))
+        _show(resume(folder, quiet=quiet))
 
 
 def _analyze(options: AnalysisOptions, filters: tyro.conf.Positional[str] = DEFAULT_FILTERS) -> Callable[[], None]:

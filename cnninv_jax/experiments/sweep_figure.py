@@ -75,9 +75,16 @@ def _lines(dataset: xr.Dataset, name: Any, claims: Mapping[str, Claim]) -> Figur
         axes.set_xlabel(label)
         axes.set_ylabel(f"{quantity}  (dimensionless)")
         axes.set_xticks(places, ticks)
-        axes.set_ylim(bottom=min(axes.get_ylim()[0], 0.0) if axes.get_ylim()[0] < 0.3 else None)
+        bottom, top = axes.get_ylim()
+        # Headroom for the legend.
+        lines = sum(1 + text.count("\n") for text in axes.get_legend_handles_labels()[1])
+        axes.set_ylim(bottom, top + (top - bottom) * (0.12 + 0.07 * lines))
         axes.legend(
-            fontsize=8, framealpha=0.9, title="mean, 95% interval; band: ± standard deviation", title_fontsize=7
+            fontsize=8,
+            loc="upper left",
+            framealpha=0.9,
+            title="mean, 95% interval; band: ± standard deviation",
+            title_fontsize=7,
         )
     return figure
 
