@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from cnninv_jax import montecarlo as mc
 from cnninv_jax.montecarlo.accumulators import Leaf
@@ -169,6 +170,7 @@ def test_a_wrong_expectation_shows(result):
     controls = {"y": {"c": 0.2}}
     wrong = quiet(mc.with_controls(curved, controls), 5, 2000, statistics=mc.controlled_statistics(controls))
     assert wrong["y_controlled"]["control_deviation"][0] < -5
+    assert "y_controlled: a control is" in str(wrong.summary())
     assert abs(wrong["y_controlled"]["mean"] - np.exp(1 / 8)) > 5 * wrong["y_controlled"]["standard_error"]
 
 
@@ -243,3 +245,25 @@ def test_refusals():
     taken = {"y": {"c": 0.0}}
     with pytest.raises(ValueError, match=r"no outputs called \['y_controlled'\]"):
         quiet(mc.with_controls(mc.with_controls(curved, taken), taken), 0, 10)
+
+
+def test_a_dataset_has_an_axis_of_controls(tmp_path):
+    draw, statistics = mc.with_controls(curved, CONTROLS), mc.controlled_statistics(CONTROLS)
+    found = quiet(draw, 5, 300, statistics=statistics, keep=("y_controlled", "v_controlled"))
+    dataset = found.to_xarray()
+    assert dataset["y_controlled_coefficients"].dims == ("y_controlled_control",)
+    assert dataset["v_controlled_control_deviation"].dims == ("v_controlled_axis0", "v_controlled_control")
+    assert dataset["v_controlled_mean"].dims == dataset["v_controlled_count"].dims == ("v_controlled_axis0",)
+    assert dataset["v_controlled_draws"].dims == ("draw", "v_controlled_axis0", "v_controlled_entry")
+    np.testing.assert_array_equal(dataset["y_controlled_draws"][:, 0], found.draws["y_controlled"][:, 0])
+    assert (dataset["y_controlled_mean_low"], dataset["y_controlled_mean_high"]) == found.mean_interval("y_controlled")
+    assert "without its controls" in dataset["y_controlled_plain_mean"].attrs["long_name"]
+    assert found.save_netcdf(tmp_path / "result.nc").stat().st_size > 0
+
+
+def test_intervals_use_the_degrees_of_freedom_that_are_left():
+    found = quiet(mc.with_controls(curved, CONTROLS), 5, 6, statistics=mc.controlled_statistics(CONTROLS))
+    numbers = found["y_controlled"]
+    assert numbers["degrees_of_freedom"] == 3
+    low, high = found.mean_interval("y_controlled")
+    np.testing.assert_allclose(high - low, 2 * scipy.stats.t.ppf(0.975, 3) * numbers["standard_error"], rtol=1e-9)
