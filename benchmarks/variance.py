@@ -23,7 +23,6 @@ from benchmarks.measure import use_all_cores
 from cnninv_jax import montecarlo, rip
 
 SIZES = {"num_filters": 96, "channels": 32, "length": 5, "signal_shape": 32, "k": 10, "dtype": "float32"}
-RESULTS = store.RESULTS / "variance"
 CONTROLS = {name: {"model_rip_energy": 1.0} for name in rip.READINGS}
 #: Codes side by side in one slice, as many as one code's draws take.
 LANES = 64
@@ -127,7 +126,7 @@ def main(arguments=None):
     parser.add_argument("--rounds", type=int, default=10, help="how often the kinds take turns (default 10)")
     parser.add_argument("--codes", type=int, default=8, help="codes on one filter bank (default 8)")
     parser.add_argument("--smoke", action="store_true", help="two kinds, few draws, nothing stored")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where results are (default: here)")
+    parser.add_argument("--results", type=Path, default=store.RESULTS, help="where results are (default: here)")
     given = parser.parse_args(arguments)
     if given.rounds < 2 or given.draws < 64 * given.rounds:
         parser.error(f"expected at least 2 rounds of 64 draws, got {given.draws} draws in {given.rounds} rounds")
@@ -150,7 +149,6 @@ def main(arguments=None):
     print("\nThe same per unit of time:\n")
     print("\n".join(lines(draws, per_time, times)))
     if not given.smoke:
-        columns = ("without control", "with control")
         record = {
             "device": store.describe_device(),
             "versions": store.versions(),
@@ -159,18 +157,20 @@ def main(arguments=None):
             "rounds": rounds,
             "rows": [
                 {
-                    "workload": name,
-                    "size": column,
-                    "seconds_per_draw": (seconds[at] / num_draws).tolist(),
+                    "draw": name,
+                    "control": bool(part),
+                    "microseconds_per_draw": float(1e6 * np.median(seconds[at]) / num_draws),
                     "time": times[at].tolist(),
                     "per_draw": dict(zip(rip.READINGS, per_draw[at, part].tolist(), strict=True)),
                     "per_time": dict(zip(rip.READINGS, per_time[at, part].tolist(), strict=True)),
                 }
                 for at, name in enumerate(draws)
-                for part, column in enumerate(columns)
+                for part in range(2)
             ],
         }
-        print(f"\nStored in {store.save(record, given.results)}.")
+        path = given.results / store.slug(record["device"]) / "variance.json"
+        store.write(record, path)
+        print(f"\nStored in {path}.")
 
 
 if __name__ == "__main__":
