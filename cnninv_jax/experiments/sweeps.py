@@ -279,7 +279,7 @@ def summarise(outcome: SweepOutcome) -> dict[str, Any]:
             }
             if "proportion" in numbers:
                 outputs[name]["share_under_0.5"] = float(numbers["proportion"])
-        cells.append({"parameters": dict(cell.parameters), **result.records[cell.identity], "outputs": outputs})
+        cells.append({**result.records[cell.identity], "parameters": dict(cell.parameters), "outputs": outputs})
     return {
         "experiment": outcome.experiment.name,
         "title": outcome.experiment.title,
