@@ -171,8 +171,9 @@ def weight_note(
         name: what to call it.
         least: effective hits that are enough; fewer are where draws contribute evenly (`EVEN_SHARE`).
         weights: statistics of the log weights of *all* draws; their mean must be 1 within `MOST_ERRORS` standard
-            errors. Ask for it only where the weights are bounded, as those of a mixture with the nominal law are:
-            a purely tilted proposal hardly ever draws the large weights that bring the mean up to 1.
+            errors. Ask for it only where the weights are bounded, as those of a mixture with the nominal law are: a
+            purely tilted proposal hardly ever draws the large weights that bring the mean up to 1. It tells a
+            wrong density from a right one where the two laws overlap; of an event far out it says little.
     """
     lost = int(np.sum(numbers["non_finite"]))
     if lost:

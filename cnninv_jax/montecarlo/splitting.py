@@ -73,17 +73,18 @@ class SplittingDraw:
 
         def level(carry: Any, inputs: Any) -> Any:
             particles, scores, roots = carry
-            threshold, step, key = inputs
-            resample_key, move_key = jax.random.split(key)
+            number, threshold, step = inputs
+            resample_key, move_key = jax.random.split(jax.random.fold_in(rest, number))
             alive = scores >= threshold
             parents = _resample(resample_key, alive)
             particles, scores, roots = jax.tree.map(lambda x: x[parents], (particles, scores, roots))
             particles, scores, taken = self.move(move_key, particles, scores, threshold, step)
             return (particles, scores, roots), (jnp.sum(alive, dtype=np.int32), taken)
 
-        # Above the last level nobody has to move any more.
+        # Above the last level nobody has to move any more. Keys by number: the key-reuse check takes a vmapped
+        # array of keys that is scanned over for used up.
         thresholds, steps = self.levels.thresholds, self.levels.steps
-        inputs = (thresholds[:-1], steps[:-1], jax.random.split(rest, thresholds.shape[0] - 1))
+        inputs = (jnp.arange(thresholds.shape[0] - 1, dtype=np.uint32), thresholds[:-1], steps[:-1])
         begin = (particles, scores, jnp.arange(self.num_particles, dtype=np.int32))
         (_, scores, roots), (survivors, taken) = jax.lax.scan(level, begin, inputs)
         reached = scores >= thresholds[-1]
@@ -127,10 +128,11 @@ class SplittingDraw:
         about do not hold up the others.
         """
 
-        def sweep(carry: Any, key: PRNGKeyArray) -> Any:
+        def sweep(carry: Any, number: Array) -> Any:
             blocks, scores = carry
             rates = []
-            for block, one in enumerate(jax.random.split(key, len(blocks))):
+            own = jax.random.fold_in(key, number)
+            for block, one in enumerate(jax.random.split(own, len(blocks))):
                 step = steps[block].astype(blocks[block].dtype)
                 new = jnp.sqrt(1.0 - step * step) * blocks[block] + step * self.noise(one, block)
                 proposed = [*blocks[:block], new, *blocks[block + 1 :]]
@@ -143,7 +145,7 @@ class SplittingDraw:
             return (blocks, scores), jnp.stack(rates)
 
         begin = (jax.tree_util.tree_leaves(particles), scores)
-        (blocks, scores), rates = jax.lax.scan(sweep, begin, jax.random.split(key, self.num_moves))
+        (blocks, scores), rates = jax.lax.scan(sweep, begin, jnp.arange(self.num_moves, dtype=np.uint32))
         return self.treedef.unflatten(blocks), scores, jnp.mean(rates, axis=0)
 
 
@@ -215,7 +217,13 @@ def splitting_levels(
         raise ValueError(f"expected a finite threshold, got {threshold}")
     max_levels = positive(max_levels, "max_levels", 1 << 20)
     root = as_key(key)
-    draw, dtype = _prepared(score, Levels(jnp.zeros(1), jnp.zeros((1, 1))), latent, num_particles, num_moves)
+    draw, dtype = _prepared(
+        score,
+        Levels(jnp.zeros(1), jnp.zeros((1, len(jax.tree_util.tree_leaves(latent))))),
+        latent,
+        num_particles,
+        num_moves,
+    )
     first, *keys = jax.random.split(root, max_levels + 1)
     particles, scores = _begin(draw, first)
     thresholds: list[float] = []
@@ -269,6 +277,12 @@ def _prepared(
     wrapped = jax.tree_util.Partial(score) if jax.tree_util.all_leaves([score]) else score
     sizes = positive(num_particles, "num_particles", 1 << 24), positive(num_moves, "num_moves", 1 << 16)
     dtype = np.dtype(out.dtype)
+    wanted = (*np.shape(levels.thresholds), len(shapes))
+    if len(wanted) != 2 or np.shape(levels.steps) != wanted:
+        raise ValueError(
+            f"expected steps of shape {wanted} (levels, arrays of the latent), got {np.shape(levels.steps)}; "
+            "take levels found for this latent"
+        )
     levels = Levels(jnp.asarray(levels.thresholds, dtype), jnp.asarray(levels.steps, dtype))
     return SplittingDraw(wrapped, levels, treedef, shapes, *sizes), dtype
 
