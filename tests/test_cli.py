@@ -311,7 +311,7 @@ def test_impossible_parameters(capsys, change, said):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "{list, reproduce, resume, analyze}"),
+        ([], "{list, reproduce, sweep, resume, merge, analyze, failure}"),
         (["lst"], "did you mean list?"),
         (["reproduce"], "{gilbert-fig2}"),
         (["reproduce", "gilbert-fig3"], "did you mean gilbert-fig2?"),
