@@ -44,7 +44,15 @@ _LONG_NAMES = {
     "proportion_low": "lower end of Wilson's interval of the proportion of {}",
     "proportion_high": "upper end of Wilson's interval of the proportion of {}",
     "draws": "raw draws of {}",
+    "degrees_of_freedom": "degrees of freedom of the controlled mean of {}",
+    "plain_mean": "mean of {} without its controls",
+    "plain_standard_error": "standard error of the mean of {} without its controls",
+    "variance_reduction": "variance of the plain mean over that of the controlled mean of {}",
+    "coefficients": "regression coefficients of {} on its controls",
+    "control_deviation": "controls of {} less their stated expectations, in standard errors",
 }
+#: Numbers with one entry per control, on an axis of their own.
+_BY_CONTROL = {"coefficients", "control_deviation"}
 _COUNTS = {"count", "non_finite", "histogram", "underflow", "overflow", "successes"}
 
 
@@ -111,7 +119,7 @@ class Result:
         numbers = self._of(name)
         if "mean" not in numbers:
             raise ValueError(f"expected Moments() for {name!r}, got {list(numbers)}; ask for it in statistics")
-        return intervals.mean_interval(numbers["mean"], numbers["variance"], numbers["count"], level)
+        return _mean_interval(numbers, level)
 
     def proportion_interval(self, name: str, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Return Wilson's interval of the proportion of a leaf."""
@@ -175,6 +183,9 @@ class Result:
                     value, error, low, high = (float(np.asarray(column)[index]) for column in columns)
                     count, lost = (int(np.asarray(numbers[key])[index]) for key in ("count", "non_finite"))
                     rows.append(Row(label, statistic, value, error, low, high, count, lost))
+            far = np.max(np.abs(numbers.get("control_deviation", 0.0)), initial=0.0)
+            if far > 5.0:
+                notes.append(f"{name}: a control is {far:.1f} standard errors off its stated expectation: check that")
             lost = int(np.sum(numbers["non_finite"]))
             if lost:
                 notes.append(f"{name}: {lost} non-finite values are left out")
@@ -191,7 +202,7 @@ class Result:
     def _tabulated(numbers: Mapping[str, np.ndarray], level: float) -> list[tuple[Any, ...] | None]:
         mean = proportion = None
         if "mean" in numbers:
-            low, high = intervals.mean_interval(numbers["mean"], numbers["variance"], numbers["count"], level)
+            low, high = _mean_interval(numbers, level)
             mean = ("mean", numbers["mean"], numbers["standard_error"], low, high)
         if "proportion" in numbers:
             low, high = intervals.wilson(numbers["successes"], numbers["count"], level)
@@ -227,7 +238,8 @@ class Result:
             if "proportion" in entries:
                 entries["proportion_low"], entries["proportion_high"] = self.proportion_interval(name, level)
             for key, value in entries.items():
-                dims = (*axes, f"{name}_bin") if key == "histogram" else axes
+                last = {"histogram": "bin"}.get(key, "control" if key in _BY_CONTROL else "")
+                dims = (*axes, f"{name}_{last}") if last else axes
                 variables[f"{name}_{key}"] = (dims, value, _attributes(name, key, level))
             if edges is not None:
                 dim = f"{name}_bin"
@@ -238,7 +250,9 @@ class Result:
                 raw = self.draws[name]
                 # netCDF has no half precision and no bfloat16.
                 raw = raw.astype(np.float32) if raw.dtype.itemsize == 2 and raw.dtype.kind in "fV" else raw
-                variables[f"{name}_draws"] = (("draw", *axes), raw, _attributes(name, "draws", level))
+                # Draws of an output with its controls have one axis more than its statistics.
+                entry = (f"{name}_entry",) if raw.ndim > 1 + len(axes) else ()
+                variables[f"{name}_draws"] = (("draw", *axes, *entry), raw, _attributes(name, "draws", level))
         session = {key: value for key, value in self.provenance.items() if key not in ("spec", "spec_sha256")}
         attributes = {
             "title": str(self.provenance["spec"]["name"]),
@@ -268,6 +282,14 @@ class Result:
                 if full
                 else f"expected to write {target}, got {error.strerror or error}; choose another place"
             ) from None
+
+
+def _mean_interval(numbers: Mapping[str, np.ndarray], level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return Student's interval; a controlled mean has spent some of its degrees of freedom on its coefficients."""
+    if "degrees_of_freedom" not in numbers:
+        return intervals.mean_interval(numbers["mean"], numbers["variance"], numbers["count"], level)
+    size = np.asarray(numbers["degrees_of_freedom"]) + 1
+    return intervals.mean_interval(numbers["mean"], np.square(numbers["standard_error"]) * size, size, level)
 
 
 def _attributes(name: str, key: str, level: float) -> dict[str, Any]:

@@ -37,13 +37,12 @@ def covered(interval, truth):
 def runs(draw, num_draws, count, **options):
     """Yield the results of runs with independent keys; all of them share one compiled program."""
     mesh = Mesh(np.asarray(jax.devices()[:1]), ("draws",))
-    run = functools.partial(
-        mc.run, draw, num_draws=num_draws, chunk_size=num_draws, progress=False, mesh=mesh, **options
-    )
-    before = len(traces)
+    options = {"chunk_size": num_draws, "progress": False, "mesh": mesh, **options}
+    mc.clear_cache()
+    traces.clear()
     for key in jax.random.split(jax.random.key(0), count):
-        yield run(key)
-    assert len(traces) == before + 1
+        yield mc.run(draw, key, num_draws, **options)
+    assert len(traces) == 1
 
 
 def everything(key):
@@ -125,9 +124,31 @@ def clusters(count):
         }
 
 
-# Every function takes a number of runs and yields, run by run, which of its intervals covered. The stopped estimate
-# (`until=`) goes here as one more of them.
-KINDS = (usual, small, clusters)
+def skewed(key):
+    """Draws whose spread and mean err together, so that stopping by width favours some errors over others."""
+    traces.append(1)
+    first, second = jax.random.split(key)
+    return {"x": jax.random.exponential(first), "coin": jax.random.bernoulli(second, 0.05)}
+
+
+def stopped(count):
+    """The estimate at the end of a run that stopped by the width of its interval."""
+    stop = functools.partial(runs, skewed, 100_000, count, chunk_size=500)
+    # Widths on the border between two looks (1,000 and 2,000, or 2,000 and 4,000), where the choice tells most.
+    rules = {
+        "stopped, mean, absolute width": (mc.Width("x", absolute=0.14, first=500), 1.0),
+        "stopped, mean, relative width": (mc.Width("x", relative=0.1, first=500), 1.0),
+        "stopped, proportion, relative width": (mc.Width("coin", None, 0.4, "proportion", first=500), 0.05),
+    }
+    for results in zip(*(stop(until=rule) for rule, _ in rules.values()), strict=True):
+        yield {
+            name: covered(result.stopping.interval, truth)
+            for (name, (_, truth)), result in zip(rules.items(), results, strict=True)
+        }
+
+
+# Every function takes a number of runs and yields, run by run, which of its intervals covered.
+KINDS = (usual, small, clusters, stopped)
 
 
 def calibration(kind, count=RUNS):
