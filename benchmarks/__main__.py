@@ -78,27 +78,40 @@ def table(rows: Sequence[Mapping[str, Any]], changes: Mapping[tuple[str, str], A
             f"{engineering(row['run_seconds'])}s",
             f"{engineering(row['rate']).strip()} ± {50 * (max(row['rates']) - min(row['rates'])) / row['rate']:.0f}%",
             engineering(row.get("floor_draws_per_second", float("nan"))),
-            "-" if fraction is None else f"{100 * fraction:.2g}%",
+            "-" if fraction is None else _percent(fraction),
             "-" if size is None else f"{size / 2**20:,.1f} MiB",
             str(changes.get((row["workload"], row["size"]), "new")),
         )
     return made
 
 
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.0f}%" if fraction > 0.0995 else f"{100 * fraction:.2g}%"
+
+
 def suites(given: argparse.Namespace, console: Console) -> None:
     """Measure the suites, print the table and store it."""
+    from benchmarks import floors
+    from benchmarks.measure import REPEATS, note
     from benchmarks.peaks import Peaks
-    from benchmarks.workloads import measure, scale
+    from benchmarks.workloads import measure, scale, with_floor
 
     chosen = choose(scale(smoke=given.smoke), given.suite, given.only)
     device = store.describe_device()
     earlier = None if given.smoke else store.last(device, given.results)
+    busy = _load()
     peaks = Peaks(min(0.3, given.seconds), smoke=given.smoke)
+    for workload in chosen:
+        floors.floor(workload.work, peaks)
+    seconds, repeats = (0.01, 2) if given.smoke else (given.seconds, REPEATS)
     rows = []
     for number, workload in enumerate(chosen, 1):
         note(f"{number}/{len(chosen)} {workload.name}")
-        rows.append(measure(workload, peaks, 0.01, 2) if given.smoke else measure(workload, peaks, given.seconds))
+        rows.append(measure(workload, seconds, repeats))
     note("")
+    if not given.smoke:
+        peaks.again()
+    rows = [with_floor(row, workload.work, peaks) for row, workload in zip(rows, chosen, strict=True)]
     console.print(table(rows, store.compare(rows, earlier), device["name"]))
     for row in rows:
         if "error" in row:
@@ -108,20 +121,30 @@ def suites(given: argparse.Namespace, console: Console) -> None:
     console.print(f"Floor: {joined} at peaks measured here; normals {engineering(peaks.normals)}/s ({best}).")
     if rows[-1].get("resident_mib"):
         console.print(f"Resident memory of this process: {rows[-1]['resident_mib']:,} MiB.")
+    if busy > 0.25:
+        console.print(
+            f"Other work was running ({busy:.1f} processes per core in the minute before): measure again in quiet."
+        )
     if earlier is not None:
-        console.print(f"Compared with {earlier['date']}.")
+        before = earlier.get("processes_per_core")
+        console.print(
+            f"Compared with {earlier['date']}" + (f" ({before} other processes per core)." if before else ".")
+        )
     if not (given.smoke or given.no_store):
         whole = not given.suite and given.only == "*"
         # A part of the suites must not hide the other rows from the next comparison.
         kept = [] if whole or earlier is None else _others(earlier["rows"], rows)
-        record = {"device": device, "versions": store.versions(), "peaks": peaks.measured(), "rows": [*kept, *rows]}
+        record = {"device": device, "versions": store.versions(), "processes_per_core": busy, "peaks": peaks.measured()}
+        record["rows"] = [*kept, *rows]
         console.print(f"Stored in {store.save(record, given.results)}.")
 
 
-def note(text: str) -> None:
-    """Show on a terminal what is being measured."""
-    if sys.stderr.isatty():
-        print(f"\r{text:<78}", end="" if text else "\r", file=sys.stderr, flush=True)
+def _load() -> float:
+    """Return how many processes wished to run on each core in the last minute; zero where that is not known."""
+    try:
+        return round(os.getloadavg()[0] / (os.cpu_count() or 1), 2)
+    except (AttributeError, OSError):
+        return 0.0
 
 
 def _others(held: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -148,11 +171,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if given.all or not (given.scaling or given.growth):
             suites(given, console)
-        if given.all or given.scaling or (given.smoke and not given.growth):
+        everything = given.all or (given.smoke and not (given.suite or given.scaling or given.growth))
+        if everything or given.scaling:
             from benchmarks.scaling import scaling
 
             scaling(given, console)
-        if given.all or given.growth or (given.smoke and not given.scaling):
+        if everything or given.growth:
             from benchmarks.growth import growth
 
             growth(given, console)

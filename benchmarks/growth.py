@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -87,7 +86,7 @@ def growth(given: argparse.Namespace, console: Any) -> None:
     """Measure, print, store and draw."""
     from rich.table import Table
 
-    from benchmarks.__main__ import note
+    from benchmarks.measure import note
 
     device = store.describe_device()
     found = list(points(given, note))
@@ -110,9 +109,8 @@ def growth(given: argparse.Namespace, console: Any) -> None:
     if given.smoke or given.no_store:
         return
     folder = given.results / store.slug(device)
-    folder.mkdir(parents=True, exist_ok=True)
     record = {"device": device, "versions": store.versions(), "slope": fitted, "slope_error": error, "points": found}
-    (folder / "growth.json").write_text(json.dumps(record, indent=1) + "\n")
+    store.write(record, folder / "growth.json")
     plot(found, f"{device['name']}: {text}", folder / "growth.png")
     console.print(f"Drawn in {folder / 'growth.png'}.")
 

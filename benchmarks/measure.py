@@ -144,13 +144,22 @@ def time_engine(
     provenance = run(step, 0).provenance
     started = time.perf_counter()
     run(step, 1)
-    num_draws = step * max(1, round(seconds / repeats / (time.perf_counter() - started)))
+    once = time.perf_counter() - started
+    # Where one superstep takes long, fewer of them; three are the least that have a middle.
+    repeats = max(min(3, repeats), min(repeats, round(seconds / once)))
+    num_draws = step * max(1, round(seconds / repeats / once))
     times = []
     for seed in range(2, 2 + repeats):
         started = time.perf_counter()
         run(num_draws, seed)
         times.append(time.perf_counter() - started)
     return Timing(provenance["compile_seconds"], tuple(times), provenance["memory_bytes"]), num_draws
+
+
+def note(text: str) -> None:
+    """Show on a terminal what is being measured; an empty text clears the line."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def resident_mib() -> float:

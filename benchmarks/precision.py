@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -237,9 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.smoke or given.no_store:
         return
     folder = given.results / store.slug(device)
-    folder.mkdir(parents=True, exist_ok=True)
     record = {"device": device, "versions": store.versions(), "arithmetic": arithmetic, "samplings": records}
-    (folder / "precision.json").write_text(json.dumps(_shortened(record), indent=1) + "\n")
+    store.write(_shortened(record), folder / "precision.json")
     console.print(f"Stored in {folder / 'precision.json'}.")
 
 

@@ -57,7 +57,7 @@ def tasks(platform: str, devices: int, *, smoke: bool = False) -> list[Task]:
         tiny = {}
         lengths = (3, 5, 9, 13, 21)
         lanes = (16, 32, 64, 128, 256) if platform == "cpu" else tuple(2**i for i in range(8, 17, 2))
-        middle, block = (64, 4096) if platform == "cpu" else (8192, 1 << 17)
+        middle, block = (64, 1024) if platform == "cpu" else (8192, 1 << 17)
         counts = [2**i for i in range(20) if 2**i < devices] + [devices]
     found = []
     for sampling in ("plain",) if smoke else ("conditional", "plain"):
@@ -137,7 +137,7 @@ def scaling(given: argparse.Namespace, console: Any) -> None:
     """Measure, print, store and draw."""
     from rich.table import Table
 
-    from benchmarks.__main__ import note
+    from benchmarks.measure import note
 
     device = store.describe_device()
     found = list(points(given, note))
@@ -157,9 +157,8 @@ def scaling(given: argparse.Namespace, console: Any) -> None:
     if given.smoke or given.no_store:
         return
     folder = given.results / store.slug(device)
-    folder.mkdir(parents=True, exist_ok=True)
     record = {"device": device, "versions": store.versions(), "points": found}
-    (folder / "scaling.json").write_text(json.dumps(record, indent=1) + "\n")
+    store.write(record, folder / "scaling.json")
     draw(found, device["name"], folder / "scaling.png")
     console.print(f"Drawn in {folder / 'scaling.png'}.")
 
@@ -195,7 +194,7 @@ def draw(found: Sequence[dict[str, Any]], device: str, path: Path) -> None:
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
     title = f"Gilbert et al. 2017, Fig. 2, through the engine on {device}"
-    figure.suptitle(f"{title}\nmedian of 5 runs, bars from the slowest to the fastest", fontsize=11)
+    figure.suptitle(f"{title}\nmedian of the runs, bars from the slowest to the fastest", fontsize=11)
     figure.savefig(path, dpi=110)
 
 

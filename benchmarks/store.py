@@ -53,17 +53,32 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
-def save(record: Mapping[str, Any], root: Path = RESULTS, *, now: datetime.datetime | None = None) -> Path:
-    """Write a record as <root>/<device>/<date-time>.json, and again as latest.json."""
+def as_text(value: Any, indent: str = "") -> str:
+    """Return JSON with one line for whatever holds nothing nested: short files, and differences that can be read."""
+    nested = (dict, list)
+    if isinstance(value, dict) and any(isinstance(item, nested) for item in value.values()):
+        lines = [f"{indent} {json.dumps(str(key))}: {as_text(item, indent + ' ')}" for key, item in value.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(item, nested) for item in value):
+        return "[\n" + ",\n".join(f"{indent} {json.dumps(item)}" for item in value) + f"\n{indent}]"
+    return json.dumps(value)
+
+
+def write(record: Mapping[str, Any], path: Path) -> None:
+    """Write a record as a file of its own."""
     from cnninv_jax._files import write_whole
 
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, (as_text(dict(record)) + "\n").encode())
+
+
+def save(record: Mapping[str, Any], root: Path = RESULTS, *, now: datetime.datetime | None = None) -> Path:
+    """Write a record as <root>/<device>/<date-time>.json, and again as latest.json."""
     moment = now or datetime.datetime.now(datetime.UTC)
     folder = root / slug(record["device"])
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**record, "date": moment.isoformat(timespec="seconds")}, indent=1) + "\n"
     path = folder / f"{moment:%Y%m%dT%H%M%S}.json"
     for target in (path, folder / "latest.json"):
-        write_whole(target, text.encode())
+        write({**record, "date": moment.isoformat(timespec="seconds")}, target)
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -238,6 +239,38 @@ def _projection(sizes: Scale) -> Iterator[Workload]:
             yield Workload("projection", f"M(h, k), {name}", size, work, _program(function, build))
 
 
+def _sweep(sizes: Scale) -> Iterator[Workload]:
+    p = sizes.parameters
+    # One number of non-zeros per cell, traced: all cells share one program.
+    actives = sorted({max(1, round(p.k * part / 4)) for part in range(1, 5)})
+    draw = functools.partial(
+        rip.draw_ratios, num_filters=p.K, channels=p.M, length=p.ell, signal_shape=p.D, k=p.k, stride=p.stride,
+        sampling="plain", dtype=np.float32,
+    )  # fmt: skip
+    lanes = sizes.lanes[0]
+
+    def measure(seconds: float, repeats: int) -> tuple[Timing, int]:
+        num_draws = sizes.block * jax.local_device_count()
+
+        def run(seed: int) -> float:
+            started = time.perf_counter()
+            grid = {"active": actives}
+            montecarlo.sweep(
+                draw, seed, grid, num_draws, traced=["active"], chunk_size=sizes.block, lanes=lanes, progress=False
+            )
+            return time.perf_counter() - started
+
+        first = run(0)
+        once = run(1)
+        repeats = max(2, min(repeats, round(seconds / once)))
+        times = tuple(run(seed) for seed in range(2, 2 + repeats))
+        return Timing(max(0.0, first - once), times), num_draws * len(actives)
+
+    size = f"{len(actives)} cells, lanes {lanes:,}, block {sizes.block:,}"
+    work = floors.fig2("plain", lanes=lanes, parameters=p)
+    yield Workload("sweep", "Fig. 2, plain, sweep over k", size, work, measure)
+
+
 def _nearly_free(key: jax.Array) -> jax.Array:
     return jax.random.normal(key, (), jnp.float32)
 
@@ -256,12 +289,13 @@ SUITES: dict[str, Callable[[Scale], Iterator[Workload]]] = {
     "layer": _layer,
     "operators": _operators,
     "projection": _projection,
+    "sweep": _sweep,
     "engine": _overhead,
 }
 
 
-def measure(workload: Workload, peaks: Peaks, seconds: float, repeats: int = REPEATS) -> dict[str, Any]:
-    """Measure one workload; return its row of the table as it is stored.
+def measure(workload: Workload, seconds: float, repeats: int = REPEATS) -> dict[str, Any]:
+    """Measure one workload; return its row of the table as it is stored, the floor still missing.
 
     A workload that does not fit is a row with an ``error`` and no rates.
     """
@@ -270,8 +304,7 @@ def measure(workload: Workload, peaks: Peaks, seconds: float, repeats: int = REP
         timing, items = workload.measure(seconds, repeats)
     except (ValueError, jax.errors.JaxRuntimeError) as error:
         return {**row, "rates": [], "error": " ".join(str(error).split())[:200]}
-    least = floors.floor(workload.work, peaks)
-    row |= {
+    return row | {
         "compile_seconds": _short(timing.compile_seconds),
         "run_seconds": _short(timing.median),
         "draws_per_run": items,
@@ -282,15 +315,19 @@ def measure(workload: Workload, peaks: Peaks, seconds: float, repeats: int = REP
         "resident_mib": round(resident_mib()),
         "products": workload.work.products,
     }
-    if least is not None:
-        row |= {
-            "floor_draws_per_second": _short(1 / least.seconds),
-            "fraction_of_floor": _short(items / timing.median * least.seconds),
-            "floor_ns": {
-                name: _short(1e9 * getattr(least, name)) for name in ("random", "product", "memory", "highest", "total")
-            },
-        }
-    return row
+
+
+def with_floor(row: dict[str, Any], work: Work, peaks: Peaks) -> dict[str, Any]:
+    """Return the row with its floor, where the workload has one."""
+    least = floors.floor(work, peaks)
+    if least is None or "error" in row:
+        return row
+    terms = ("random", "product", "memory", "highest", "total")
+    return row | {
+        "floor_draws_per_second": _short(1 / least.seconds),
+        "fraction_of_floor": _short(row["rate"] * least.seconds),
+        "floor_ns": {name: _short(1e9 * getattr(least, name)) for name in terms},
+    }
 
 
 def _short(value: float) -> float:

@@ -154,6 +154,10 @@ def test_peaks_are_measured(monkeypatch):
     assert peaks.large("bfloat16") > 0
     assert peaks.bandwidth(1e3) == peaks.bandwidth(1e9) > 0  # one size in a smoke run
     assert len(peaks.measured()["copy_bytes_per_second"]) == 1
+    before = peaks.measured()
+    peaks.again()
+    for kind, rates in peaks.measured().items():
+        assert all(rate >= before[kind][name] for name, rate in rates.items())
 
 
 def table_text(rows, changes):
@@ -169,7 +173,8 @@ def test_rows_and_table():
     keys = [(one.name, one.size) for make in workloads.SUITES.values() for one in make(sizes)]
     assert len(set(keys)) == len(keys)
     chosen = command.choose(sizes, ["projection", "engine"], "*")[-3:]
-    rows = [workloads.measure(one, FixedPeaks(), 1e-3, 2) for one in chosen]
+    assert chosen[-1].suite == "engine"
+    rows = [workloads.with_floor(workloads.measure(one, 1e-3, 2), one.work, FixedPeaks()) for one in chosen]
     for row in rows:
         assert len(row["rates"]) == 2
         assert row["rate"] > 0
@@ -181,7 +186,7 @@ def test_rows_and_table():
         raise ValueError("expected more\n memory")
 
     broken = workloads.Workload("x", "does not fit", "large", floors.Work(), refuse)
-    rows.append(workloads.measure(broken, FixedPeaks(), 1.0))
+    rows.append(workloads.with_floor(workloads.measure(broken, 1.0), broken.work, FixedPeaks()))
     assert rows[-1]["error"] == "expected more memory"
     first = (rows[0]["workload"], rows[0]["size"])
     text = table_text(rows, {first: store.Change(2.0, 0.1, "faster")})
