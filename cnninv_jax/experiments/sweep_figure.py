@@ -110,12 +110,14 @@ def _maps(dataset: xr.Dataset, names: list[Any], claims: Mapping[str, Claim]) ->
         bounds = [ERROR_BOUND] if output.startswith("error") else []
         claim = claims.get(output)
         sides = [claim.low, claim.high] if claim is not None else []
-        drawn = _contour(axes, means, bounds, "solid") + _contour(axes, means, sides, "dashed")
+        bound, side = _contour(axes, means, bounds, "solid"), _contour(axes, means, sides, "dashed")
         for name, place in ((horizontal, axes.set_xticks), (vertical, axes.set_yticks)):
             places, ticks, label = _axis(dataset, name)
             place(np.arange(len(places)), ticks)
             (axes.set_xlabel if name == horizontal else axes.set_ylabel)(label)
-        note = "" if not drawn else "\ncrossing " + " and ".join(f"{level:g}" for level in sorted(drawn))
+        drawn = [f"line: {_listed(bound)}"] if bound else []
+        drawn += [f"dashed: {_listed(side)} (paper's range)"] if side else []
+        note = f"\n{'; '.join(drawn)}" if drawn else ""
         lost = int(np.sum(done & ~np.isfinite(means)))
         note += f"\n{lost} cells without a finite draw" if lost else ""
         axes.set_title(f"{heading}: {outputs[output]}{note}", fontsize=10)
@@ -143,6 +145,10 @@ def _contour(axes: Axes, means: np.ndarray, levels: list[float], style: str) -> 
         axes.contour(np.ma.masked_invalid(means), levels=crossed, colors="white", linewidths=4.0, alpha=0.5)
         axes.contour(np.ma.masked_invalid(means), levels=crossed, colors="black", linewidths=1.6, linestyles=style)
     return crossed
+
+
+def _listed(levels: list[float]) -> str:
+    return " and ".join(f"{level:g}" for level in levels)
 
 
 def _axis(dataset: xr.Dataset, name: Any) -> tuple[np.ndarray, list[str], str]:

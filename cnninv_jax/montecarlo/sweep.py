@@ -165,8 +165,9 @@ def sweep(
                 results[cell.identity] = result
                 records[cell.identity] = hosts.share(lambda cell=cell, result=result: _record(folder, cell, result))
                 reporter.finish(int(result.provenance["num_draws"]))
-                if on_cell is not None and hosts.leads:
-                    on_cell(so_far())
+                if on_cell is not None:
+                    # The leader's refusal (a full disk) is everybody's, so that none waits for it.
+                    hosts.share(lambda: _tell(on_cell, so_far()))
         reporter.close()
     finally:
         shown.close()
@@ -175,6 +176,10 @@ def sweep(
 
 def _record(folder: SweepFolder | None, cell: Cell, result: Result) -> dict[str, Any]:
     return record_of(cell, result) if folder is None else folder.record(cell, result)
+
+
+def _tell(on_cell: Callable[[SweepResult], object], result: SweepResult) -> None:
+    on_cell(result)
 
 
 @contextlib.contextmanager

@@ -275,8 +275,8 @@ def test_the_crossing_is_drawn_where_it_is(saved):
     data["error_fixed_mean"][:] = 1.0
     figure = sweep_figure(data, {}, "title", "subtitle")
     _, model, fixed = [axes for axes in figure.axes if axes.images][3:]
-    assert "crossing 0.5" in model.title.get_text()
-    assert "crossing" not in fixed.title.get_text()
+    assert "line: 0.5" in model.title.get_text()
+    assert "line" not in fixed.title.get_text()
     points = np.concatenate([path.vertices for path in model.collections[-1].get_paths()])
     # In places of cells: between k = 2 and 3 at M = 2, between M = 2 and 4 at k = 2.
     assert any(np.allclose(point, (1.25, 0.0), atol=0.01) for point in points)
