@@ -226,6 +226,7 @@ def _candidates(
     dtype: jnp.dtype,
 ) -> tuple[_Proposal, SparseCode]:
     code_shape, taps, k = geometry
+    _check(delta, side, defensive)
     if isinstance(candidates, bool) or int(candidates) != candidates or candidates < 1:
         raise ValueError(f"expected candidates to be a positive integer, got {candidates}")
 
@@ -237,10 +238,15 @@ def _candidates(
     return _proposal(weights, channels, delta, side, defensive), codes
 
 
-def _proposal(weights: Float[Array, "J D"], channels: int, delta: Any, side: Side, defensive: float) -> _Proposal:
-    signs = tail_signs(side, delta)
+def _check(delta: Any, side: Side, defensive: float) -> tuple[float, ...]:
+    """Refuse what fits no law, before anything is drawn; return the signs of the tails."""
     if not 0.0 <= defensive < 1.0:
         raise ValueError(f"expected a defensive share in [0, 1), got {defensive}")
+    return tail_signs(side, delta)
+
+
+def _proposal(weights: Float[Array, "J D"], channels: int, delta: Any, side: Side, defensive: float) -> _Proposal:
+    signs = _check(delta, side, defensive)
     dtype = weights.dtype
     thresholds = 1.0 + jnp.asarray(signs, dtype) * jnp.asarray(delta, dtype)
     theta, cumulant, spread = jax.vmap(
