@@ -60,6 +60,14 @@ def normal_pairs(
     return radius * jnp.where(turned, sine, cosine), radius * jnp.where(turned, -cosine, sine)
 
 
+def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, " *shape"]:
+    """Return standard normal numbers; as `jax.random.normal`, by `normal_pairs` where the dtype has 32 bits or more."""
+    if jnp.finfo(dtype).bits < 32:
+        return jax.random.normal(key, shape, dtype)
+    size = math.prod(shape)
+    return jnp.concatenate(normal_pairs(key, -(-size // 2), dtype))[:size].reshape(shape)
+
+
 def _polynomial(coefficients: list[float], x: Array) -> Array:
     total = jnp.full_like(x, coefficients[-1])
     for coefficient in coefficients[-2::-1]:

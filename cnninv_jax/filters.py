@@ -17,6 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from cnninv_jax._numerics import as_float, float_dtype, per_axis, wider
+from cnninv_jax._random import normal
 from cnninv_jax._typing import Array, FilterBank, PerAxis, PRNGKeyArray
 
 #: Ensemble parameters of Random DCN, A.1.2: Gaussian and logistic scale 0.015, uniform on [-0.04, 0.04],
@@ -78,7 +79,7 @@ def gaussian(
     Raises:
         ValueError: K, M or an entry of ell is no positive integer.
     """
-    return _ensemble("gaussian", jax.random.normal, key, num_filters, channels, length, scale, normalize, dtype)
+    return _ensemble("gaussian", normal, key, num_filters, channels, length, scale, normalize, dtype)
 
 
 def uniform(
@@ -156,7 +157,7 @@ def sphere(
     """
 
     def draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-        return _unit(jax.random.normal(key, shape, dtype))
+        return _unit(normal(key, shape, dtype))
 
     return _ensemble("sphere", draw, key, num_filters, channels, length, scale, normalize, dtype)
 

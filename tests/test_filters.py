@@ -1,5 +1,6 @@
 """Ensembles: shapes, laws and moments, against scipy's integrals and against simulation."""
 
+import functools
 import math
 
 import jax
@@ -168,3 +169,12 @@ def test_other_refusals():
         filters.moment("gaussian", -1)
     with pytest.raises(ValueError, match="floating-point dtype"):
         filters.gaussian(jax.random.key(0), 1, 1, 3, dtype=np.int32)
+
+
+def test_gaussian_entries_are_independent_at_odd_sizes():
+    # 5 * 3 * 3 = 45 numbers come in pairs, one of which is half used.
+    draw = functools.partial(filters.gaussian, num_filters=5, channels=3, length=3, dtype=np.float32)
+    banks = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(9), 2000)))
+    flat = banks.reshape(2000, -1).astype(np.float64) * 3
+    assert np.max(np.abs(flat.mean(axis=0))) < 5 / np.sqrt(2000)
+    assert np.max(np.abs(flat.T @ flat / 2000 - np.eye(45))) < 5.5 * np.sqrt(2 / 2000)

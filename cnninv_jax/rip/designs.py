@@ -8,7 +8,6 @@ The energy |W^T z|^2 / |z|^2, whose mean is known, is a control variate for all 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +16,7 @@ import jax.numpy as jnp
 
 from cnninv_jax import filters as ensembles
 from cnninv_jax._numerics import float_dtype
-from cnninv_jax._random import normal_pairs
-from cnninv_jax._typing import Array, FilterBank, Float, PerAxis, PRNGKeyArray
+from cnninv_jax._typing import Array, Float, PerAxis, PRNGKeyArray
 from cnninv_jax.operators import ConvOperator, conv_operator
 from cnninv_jax.rip.ratios import ratios_of_code
 from cnninv_jax.sparsity import regions, sample_codes, window
@@ -133,7 +131,7 @@ def draw_ratios_of_codes(
     if ensemble not in ensembles.ENSEMBLES:
         raise ValueError(f"expected ensemble to be one of {', '.join(ensembles.ENSEMBLES)}, got {ensemble!r}")
     filter_key, code_key = jax.random.split(key)
-    bank = _bank(filter_key, num_filters, channels, length, ensemble, normalize, kind)
+    bank = ensembles.ENSEMBLES[ensemble](filter_key, num_filters, channels, length, normalize=normalize, dtype=kind)
     op = conv_operator(bank, signal_shape, stride=stride, padding=padding)
     found = ratios_of_codes(
         code_key, op, k, codes=codes, supports=supports, signs=signs, group=group, pool=pool, values=values
@@ -169,26 +167,6 @@ def with_energy(draw: Callable[[PRNGKeyArray], Any]) -> Callable[[PRNGKeyArray],
             its sizes bound.
     """
     return _WithEnergy(draw)
-
-
-def _bank(
-    key: PRNGKeyArray,
-    num_filters: int,
-    channels: int,
-    length: PerAxis,
-    ensemble: str,
-    normalize: bool,
-    dtype: jnp.dtype,
-) -> FilterBank:
-    """Draw a bank; a Gaussian one by Box and Muller on both words of every random block, 4 times as fast on a CPU."""
-    if ensemble != "gaussian" or jnp.finfo(dtype).bits < 32:
-        return ensembles.ENSEMBLES[ensemble](key, num_filters, channels, length, normalize=normalize, dtype=dtype)
-    # The sampler's own checks and shape, without its random numbers.
-    shape = jax.eval_shape(lambda one: ensembles.gaussian(one, num_filters, channels, length, dtype=dtype), key).shape
-    size = math.prod(shape)
-    numbers = jnp.concatenate(normal_pairs(key, -(-size // 2), dtype))[:size].reshape(shape)
-    bank = numbers * ensembles.unit_scale("gaussian", size // num_filters)
-    return ensembles.normalize(bank) if normalize else bank
 
 
 def model_rip_energy_mean(

@@ -1,7 +1,6 @@
 """Several codes on one bank: single readings, unbiased means in every design, the control's expectation."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import oracles
 import pytest
 from jax.sharding import Mesh
 
+from cnninv_jax import filters
 from cnninv_jax import montecarlo as mc
 from cnninv_jax.operators import conv_operator, synthesis_sparse
 from cnninv_jax.rip import (
@@ -22,7 +22,6 @@ from cnninv_jax.rip import (
     ratios_of_codes,
     with_energy,
 )
-from cnninv_jax.rip.designs import _bank
 from cnninv_jax.sparsity import sample_codes, window
 
 from .paths import assert_equal_means, keys_of, run, wide
@@ -69,7 +68,7 @@ def test_a_cluster_is_the_mean_and_the_variance_of_its_codes(monkeypatch):
         return {"model_rip": jnp.linalg.norm(synthesis_sparse(op, code)), "full_gram": code.values[0]}
 
     monkeypatch.setattr(designs, "ratios_of_code", two)
-    outer = lambda key: conv_operator(_bank(key, 9, 3, 3, "gaussian", False, jnp.dtype(np.float32)), 10)  # noqa: E731
+    outer = lambda key: conv_operator(filters.gaussian(key, 9, 3, 3, dtype=np.float32), 10)  # noqa: E731
     inner = functools.partial(ratios_of_codes, k=3, codes=4, supports="stratified")
     nested = mc.nested(outer, inner, 4, joint=True)
     draw = functools.partial(draw_ratios_of_codes, **SIZES, codes=4, supports="stratified", dtype=np.float32)
@@ -134,7 +133,7 @@ def test_antithetic_signs_pay_where_supports_coincide_anyway():
 
     def draw(key, signs):
         bank_key, key = jax.random.split(key)
-        op = conv_operator(_bank(bank_key, 8, 2, 4, "gaussian", False, jnp.dtype(np.float32)), 4)
+        op = conv_operator(filters.gaussian(bank_key, 8, 2, 4, dtype=np.float32), 4)
         return {"energy": jnp.mean(energies(key, op, 8, 8, values="signs", signs=signs)[1]) / 8}
 
     variances = [
@@ -172,7 +171,7 @@ def test_the_expectation_of_the_energy(length, size, stride, padding, pool):
 def test_the_energy_has_its_expectation_with_same_padding_and_several_blocks_per_filter():
     def draw(key):
         bank_key, key = jax.random.split(key)
-        bank = _bank(bank_key, 2, 2, (3, 3), "gaussian", True, jnp.dtype(np.float32))
+        bank = filters.gaussian(bank_key, 2, 2, (3, 3), normalize=True, dtype=np.float32)
         codes, found = energies(key, conv_operator(bank, (6, 7), stride=2, padding="same"), 4, 2, pool=(2, 2))
         return {"energy": jnp.mean(found / jnp.sum(codes.values**2, axis=-1))}
 
@@ -202,23 +201,6 @@ def test_a_control_on_plain_draws():
         assert np.all(np.abs(numbers["control_deviation"]) < 5)
     # |W^T z| / |z| is nearly linear in its square.
     assert found["model_rip_controlled"]["variance_reduction"] > 10
-
-
-def test_banks_have_their_law():
-    keys = keys_of(9, 2000)
-    # 5 * 3 * 3 = 45 numbers: odd, so that one of the last pair is dropped.
-    draw = functools.partial(_bank, ensemble="gaussian", normalize=False, dtype=jnp.dtype(np.float32))
-    banks = np.asarray(jax.jit(jax.vmap(lambda key: draw(key, 5, 3, 3)))(keys))
-    assert banks.shape == (2000, 5, 3, 3)
-    flat = banks.reshape(2000, -1).astype(np.float64) * 3
-    assert np.max(np.abs(flat.mean(axis=0))) < 5 / np.sqrt(2000)
-    covariance = flat.T @ flat / 2000
-    assert np.max(np.abs(covariance - np.eye(45))) < 5.5 * np.sqrt(2 / 2000)
-    unit = _bank(jax.random.key(0), 5, 3, 3, "gaussian", True, jnp.dtype(np.float32))
-    np.testing.assert_allclose(np.sum(np.square(unit), axis=(1, 2)), 1, rtol=1e-6)
-    for ensemble, dtype in itertools.product(("uniform", "sphere"), (np.float32, np.float16)):
-        assert _bank(jax.random.key(0), 5, 3, 3, ensemble, False, jnp.dtype(dtype)).dtype == dtype
-    assert _bank(jax.random.key(0), 5, 3, 3, "gaussian", False, jnp.dtype(np.float16)).dtype == np.float16
 
 
 def test_new_banks_and_keys_trace_nothing_anew():
