@@ -312,7 +312,7 @@ class _Work:
     def _conditional(self, key: jax.Array, delta: float, count: int) -> dict[str, Any]:
         """Return the average of closed forms over codes that are drawn where failures come from."""
         propose = code_proposer(self.p.setting, self.o.candidates, self.o.precision)
-        codes, log_weights = propose(jax.random.split(key, count), jnp.asarray(delta, self.dtype))
+        codes, log_weights = propose(jax.random.split(jax.random.clone(key), count), jnp.asarray(delta, self.dtype))
         exact = rip.failure_probability(codes, self.p.M, self.p.ell, delta, self.p.side, stride=self.p.stride)
         terms = exact.probability * np.exp(np.asarray(log_weights, np.float64))
         mean, error = terms.mean(), terms.std(ddof=1) / math.sqrt(count)

@@ -28,7 +28,6 @@ from cnninv_jax.montecarlo.errors import (
     ResultError,
 )
 from cnninv_jax.montecarlo.importance import (
-    LEAST_EFFECTIVE_SIZE,
     DegenerateWeights,
     WeightedProportion,
     check_effective_sample_size,
@@ -63,7 +62,6 @@ from cnninv_jax.montecarlo.sweep_folder import merge_sweeps, read_sweep
 from cnninv_jax.montecarlo.sweep_result import SweepResult
 
 __all__ = [
-    "LEAST_EFFECTIVE_SIZE",
     "Accumulator",
     "ControlledMean",
     "DegenerateWeights",

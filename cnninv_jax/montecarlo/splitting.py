@@ -209,7 +209,7 @@ def splitting_levels(
     Raises:
         ValueError: as in `splitting_draw`; or the threshold was not reached.
 
-    Cost: a replicate and a few trial moves per level, one program for all levels.
+    Cost: a replicate, and 13 trial moves per level; one program for all levels.
     """
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"expected fraction between 0 and 1, got {fraction}")
@@ -294,25 +294,44 @@ def _begin(draw: SplittingDraw, key: PRNGKeyArray) -> tuple[Latent, Float[Array,
 
 
 @jax.jit
+def _survivors(
+    key: PRNGKeyArray, particles: Latent, scores: Float[Array, " N"], threshold: Array
+) -> tuple[Latent, Float[Array, " N"]]:
+    """Replace the particles below a level by copies of those above."""
+    parents = _resample(key, scores >= threshold)
+    return jax.tree.map(lambda x: x[parents], (particles, scores))
+
+
+@jax.jit
+def _move(
+    draw: SplittingDraw,
+    key: PRNGKeyArray,
+    particles: Latent,
+    scores: Float[Array, " N"],
+    threshold: Array,
+    steps: Float[Array, " blocks"],
+) -> tuple[Latent, Float[Array, " N"], Float[Array, " blocks"]]:
+    return draw.move(key, particles, scores, threshold, steps)
+
+
 def _advance(
     draw: SplittingDraw, key: PRNGKeyArray, particles: Latent, scores: Float[Array, " N"], threshold: Array
 ) -> tuple[Latent, Float[Array, " N"], Array]:
     """Resample the survivors of a level, choose the step sizes there, and move."""
-    resample_key, trial_key, move_key = jax.random.split(key, 3)
-    parents = _resample(resample_key, scores >= threshold)
-    particles, scores = jax.tree.map(lambda x: x[parents], (particles, scores))
-    sizes = jnp.asarray(STEP_SIZES, threshold.dtype)
+    resample_key, *keys = jax.random.split(key, 1 + len(STEP_SIZES) + draw.num_moves)
+    trial_keys, move_keys = keys[: len(STEP_SIZES)], keys[len(STEP_SIZES) :]
+    particles, scores = _survivors(resample_key, particles, scores, threshold)
+    # One small program, a single sweep, serves trials and moves.
     single = dataclasses.replace(draw, num_moves=1)
-
-    def rates(inputs: Any) -> Array:
-        size, one = inputs
-        return single.move(one, particles, scores, threshold, jnp.full(len(draw.shapes), size))[2]
-
-    taken = jax.lax.map(rates, (sizes, jax.random.split(trial_key, len(STEP_SIZES))))
+    sizes = [jnp.full(len(draw.shapes), size, threshold.dtype) for size in STEP_SIZES]
+    trials = zip(trial_keys, sizes, strict=True)
+    rates = np.stack([np.asarray(_move(single, one, particles, scores, threshold, size)[2]) for one, size in trials])
     # For every block the largest step that is taken often enough, the smallest where none is.
-    enough = (taken >= TARGET_ACCEPTANCE).at[-1].set(True)
-    steps = sizes[jnp.argmax(enough, axis=0)]
-    particles, scores, _ = draw.move(move_key, particles, scores, threshold, steps)
+    enough = rates >= TARGET_ACCEPTANCE
+    enough[-1] = True
+    steps = jnp.asarray(np.asarray(STEP_SIZES)[enough.argmax(axis=0)], threshold.dtype)
+    for one in move_keys:
+        particles, scores, _ = _move(single, one, particles, scores, threshold, steps)
     return particles, scores, steps
 
 
