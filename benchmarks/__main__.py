@@ -27,6 +27,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--suite", nargs="+", default=[], metavar="NAME", help="only these suites; see --list")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="only workloads of such a name, as in a shell")
     parser.add_argument("--list", action="store_true", help="name the suites and their workloads")
+    parser.add_argument("--show", action="store_true", help="print the last stored table as Markdown; measure nothing")
     parser.add_argument("--seconds", type=float, default=2.0, help="per workload, after compiling (default 2)")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, nothing stored: to see that all of it runs")
     parser.add_argument("--no-store", action="store_true", help="compare, but store nothing")
@@ -78,15 +79,32 @@ def table(rows: Sequence[Mapping[str, Any]], changes: Mapping[tuple[str, str], A
             f"{engineering(row['run_seconds'])}s",
             f"{engineering(row['rate']).strip()} ± {50 * (max(row['rates']) - min(row['rates'])) / row['rate']:.0f}%",
             engineering(row.get("floor_draws_per_second", float("nan"))),
-            "-" if fraction is None else _percent(fraction),
+            "-" if fraction is None else store.percent(fraction),
             "-" if size is None else f"{size / 2**20:,.1f} MiB",
             str(changes.get((row["workload"], row["size"]), "new")),
         )
     return made
 
 
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.0f}%" if fraction > 0.0995 else f"{100 * fraction:.2g}%"
+def markdown(record: Mapping[str, Any]) -> str:
+    """Return a stored record as a table for a page of documentation."""
+    titles = ("workload", "size", "compile (s)", "draws/s", "floor", "fraction of floor", "peak memory (MiB)")
+    lines = [f"| {' | '.join(titles)} |", "| --- | --- |" + " ---: |" * (len(titles) - 2)]
+    for row in record["rows"]:
+        if "error" in row:
+            continue
+        size, fraction = row["program_bytes"], row.get("fraction_of_floor")
+        cells = (
+            row["workload"],
+            row["size"],
+            f"{row['compile_seconds']:.1f}",
+            f"{min(row['rates']):,.0f} - {max(row['rates']):,.0f}",
+            "" if fraction is None else f"{row['floor_draws_per_second']:,.0f}",
+            "" if fraction is None else store.percent(fraction),
+            "" if size is None else f"{size / 2**20:,.1f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def suites(given: argparse.Namespace, console: Console) -> None:
@@ -169,17 +187,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for one in choose(scale(smoke=given.smoke), [name], "*"):
                     console.print(f"{name:<12}{one.name:<42}{one.size}", highlight=False)
             return 0
-        if given.all or not (given.scaling or given.growth):
-            suites(given, console)
+        if given.show:
+            held = store.last(store.describe_device(), given.results)
+            if held is None:
+                raise ValueError("expected a stored table of this device, found none; run python -m benchmarks")
+            print(markdown(held))
+            return 0
         everything = given.all or (given.smoke and not (given.suite or given.scaling or given.growth))
-        if everything or given.scaling:
-            from benchmarks.scaling import scaling
-
-            scaling(given, console)
+        # Growth comes first: its memory is to be that of nothing else.
         if everything or given.growth:
             from benchmarks.growth import growth
 
             growth(given, console)
+        if given.all or not (given.scaling or given.growth):
+            suites(given, console)
+        if everything or given.scaling:
+            from benchmarks.scaling import scaling
+
+            scaling(given, console)
     except (ValueError, OSError) as error:
         print(f"benchmarks: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -1,8 +1,8 @@
 """Draws per second against lanes, devices and filter length, beside the floor: measured, stored, drawn.
 
-``python -m benchmarks --scaling`` writes scaling.json and scaling.png into the device's folder. On a CPU every number
-of devices is measured in a process of its own, because it is fixed when JAX starts; XLA's own threads are shared by
-all of them, so one CPU device is not one core.
+``python -m benchmarks --scaling`` writes scaling.json and scaling.png into the device's folder. On a CPU every point is
+measured in a process of its own: the number of devices is fixed when JAX starts, and no point inherits another's heap.
+XLA's own threads are shared by all CPU devices, so one of them is not one core, and may pass its share of the floor.
 """
 
 from __future__ import annotations
@@ -89,14 +89,17 @@ def measure(task: Task, seconds: float, repeats: int = 5) -> list[float]:
 
 def _elsewhere(task: Task, seconds: float, repeats: int) -> list[float]:
     """Measure a point in a fresh process with as many CPU devices as it asks for."""
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(task.devices)}
+    import jax
+
+    devices = task.devices or jax.local_device_count()
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
     given = json.dumps({"task": dataclasses.asdict(task), "seconds": seconds, "repeats": repeats})
     command = [sys.executable, "-m", "benchmarks.scaling", "--child", given]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ValueError(f"expected a rate from a process with {task.devices} CPU devices, got: {last}")
+        raise ValueError(f"expected a rate from a process with {devices} CPU devices, got: {last}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -116,7 +119,7 @@ def points(given: argparse.Namespace, note: Any = lambda text: None) -> Iterator
         note(f"scaling {number}/{len(everything)}: {task.panel} {task.x}, {task.sampling}")
         point: dict[str, Any] = {"panel": task.panel, "x": task.x, "series": task.sampling}
         try:
-            rates = (_elsewhere if cpu and task.devices else measure)(task, seconds, repeats)
+            rates = (_elsewhere if cpu else measure)(task, seconds, repeats)
         except (ValueError, jax.errors.JaxRuntimeError) as error:
             yield {**point, "error": " ".join(str(error).split())[:200]}
             continue
@@ -150,7 +153,7 @@ def scaling(given: argparse.Namespace, console: Any) -> None:
             table.add_row(point["panel"], str(point["x"]), point["series"], point["error"])
             continue
         spread = f"{point['low']:,.0f} .. {point['high']:,.0f}"
-        part = f"{100 * point['rate'] / point['floor']:.2g}%"
+        part = store.percent(point["rate"] / point["floor"])
         numbers = (f"{point['rate']:,.0f}", spread, f"{point['floor']:,.0f}", part)
         table.add_row(point["panel"], f"{point['x']:,}", point["series"], *numbers)
     console.print(table)

@@ -169,3 +169,8 @@ def engineering(value: float) -> str:
         power, number = power + 1, number / 1000
     prefix = {-3: "n", -2: "u", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T"}[power]
     return f"{number:.3g} {prefix}" if number < 999.5 else f"{number:,.0f} {prefix}"
+
+
+def percent(fraction: float) -> str:
+    """Return a share with two digits below ten percent and none above."""
+    return f"{100 * fraction:.0f}%" if fraction > 0.0995 else f"{100 * fraction:.2g}%"

@@ -83,7 +83,8 @@ def test_stored_records_are_found_again(tmp_path):
             store.last(DEVICE, tmp_path)
 
 
-def test_engineering():
+def test_numbers_for_people():
+    assert [store.percent(share) for share in (1.2, 0.1, 0.0123, 0.00012)] == ["120%", "10%", "1.2%", "0.012%"]
     shown = {
         1.234e9: "1.23 G",
         999.6: "1 k",
@@ -195,6 +196,9 @@ def test_rows_and_table():
     assert text.count("faster x2.00") == 1
     assert text.count("│ new") == 2
     assert "did not run" in text
+    lines = command.markdown({"rows": rows}).splitlines()
+    assert len(lines) == 2 + len(rows) - 1  # what did not run is left out
+    assert {line.count("|") for line in lines} == {8}
 
 
 def test_choices_are_refused_in_one_sentence(capsys):
