@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import jax
+
 from cnninv_jax.montecarlo import Width
 from cnninv_jax.montecarlo.arguments import positive
 from cnninv_jax.montecarlo.journal import WHOLE, part_from_text
@@ -96,11 +98,26 @@ def parse_until(text: str) -> Width:
         raise ValueError(f"--until {text}: {error}") from None
 
 
-def check_options(options: RunOptions, num_draws: int, block: int) -> int | None:
+def chosen_sizes(options: RunOptions, block: int, lanes: int) -> tuple[int | None, int | None]:
+    """Return draws per block and side by side: the flags, else an experiment's own on a CPU, else the engine's choice.
+
+    An experiment's sizes suit the caches of a CPU core; an accelerator wants far more, and the engine fits them to its
+    memory.
+    """
+    if jax.default_backend() != "cpu":
+        return options.block, options.lanes
+    return (
+        block if options.block is None else options.block,
+        lanes if options.lanes is None else options.lanes,
+    )
+
+
+def check_options(options: RunOptions, num_draws: int) -> int | None:
     """Refuse impossible options by the names of their flags; return the memory limit in bytes."""
     checked_seed(options.seed)
     positive(num_draws, "--num-draws", 1 << 32)
-    positive(block, "--block", 1 << 30)
+    if options.block is not None:
+        positive(options.block, "--block", 1 << 30)
     if options.lanes is not None:
         positive(options.lanes, "--lanes", 1 << 30)
     if options.memory_limit is None:

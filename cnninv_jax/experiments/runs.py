@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from cnninv_jax.experiments.files import results_folder, save_json, writing
-from cnninv_jax.experiments.options import Precision, RunOptions, as_flags, check_options
+from cnninv_jax.experiments.options import Precision, RunOptions, as_flags, check_options, chosen_sizes
 from cnninv_jax.experiments.registry import Experiment, describe_parameters, find, result_path
 from cnninv_jax.montecarlo import (
     JournalError,
@@ -85,8 +85,8 @@ def reproduce(experiment: Experiment[Any], parameters: Any, options: RunOptions,
         "precision": options.precision,
         **({} if options.until is None else {"until": options.until}),
     }
-    block = experiment.chunk_size if options.block is None else options.block
-    memory_limit = check_options(options, num_draws, block)
+    memory_limit = check_options(options, num_draws)
+    block, lanes = chosen_sizes(options, experiment.chunk_size, experiment.lanes)
     draw = experiment.draw(parameters, options.precision)
     try:
         jax.eval_shape(draw, jax.random.key(0))  # refuse impossible parameters before a folder is made
@@ -103,7 +103,7 @@ def reproduce(experiment: Experiment[Any], parameters: Any, options: RunOptions,
                 options.seed,
                 num_draws,
                 chunk_size=block,
-                lanes=experiment.lanes if options.lanes is None else options.lanes,
+                lanes=lanes,
                 statistics=experiment.statistics(parameters),
                 out=folder,
                 part=part,
@@ -117,7 +117,8 @@ def reproduce(experiment: Experiment[Any], parameters: Any, options: RunOptions,
         except JournalLockedError:
             raise
         except JournalError as error:
-            raise another_run(folder, {"num_draws": num_draws, "block": block, **user}) or error from None
+            sizes = {} if block is None else {"block": block}
+            raise another_run(folder, {"num_draws": num_draws, **sizes, **user}) or error from None
         except ValueError as error:
             raise ValueError(as_flags(str(error))) from None
     readings = compare(experiment, parameters, result)

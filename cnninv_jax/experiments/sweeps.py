@@ -12,7 +12,7 @@ import jax
 
 from cnninv_jax.experiments.axes import Derived, Swept, nearest_at_least_one, parse_over
 from cnninv_jax.experiments.files import results_folder, save_json, writing
-from cnninv_jax.experiments.options import RunOptions, as_flags, check_options
+from cnninv_jax.experiments.options import RunOptions, as_flags, check_options, chosen_sizes
 from cnninv_jax.experiments.registry import Experiment, describe_parameters, find, result_path
 from cnninv_jax.experiments.runs import default_folder
 from cnninv_jax.montecarlo import (
@@ -144,8 +144,8 @@ def sweep_experiment(
 
 def _sweep(experiment: Experiment[Any], parameters: Any, swept: Swept, options: SweepOptions) -> SweepOutcome:
     num_draws, part, until = options.most_draws(NUM_DRAWS), options.parsed_part(), options.parsed_until()
-    block = experiment.chunk_size if options.block is None else options.block
-    memory_limit = check_options(options, num_draws, block)
+    memory_limit = check_options(options, num_draws)
+    block, lanes = chosen_sizes(options, experiment.chunk_size, experiment.lanes)
     special = SWEEPABLE.get(experiment.name)
     names = list(swept.grid)
     count = special.count if special and special.count in names and special.traced(parameters, names) else None
@@ -192,7 +192,7 @@ def _sweep(experiment: Experiment[Any], parameters: Any, swept: Swept, options: 
                 on_cell=redraw if part == WHOLE else None,
                 statistics=lambda **values: _statistics(experiment, parameters, values),
                 chunk_size=block,
-                lanes=experiment.lanes if options.lanes is None else options.lanes,
+                lanes=lanes,
                 until=until,
                 progress=not options.quiet,
                 memory_limit=memory_limit,

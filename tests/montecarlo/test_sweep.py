@@ -367,7 +367,7 @@ def other_noisy(key, *, sigma, size):
         ({"spec": {"a": 1}}, "user.a: the folder has nothing, this run asks 1"),
         ({"until": mc.Width("x", absolute=1.0)}, "until: "),
     ],
-    ids=str,
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_another_sweep_is_refused_in_one_sentence(tmp_path, changes, named):
     given = {"draw": noisy, "key": 3, "grid": {"sigma": [1.0], "size": [1]}, "num_draws": 250, **SIZES}
