@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ import numpy as np
 
 from cnninv_jax import montecarlo as mc
 from cnninv_jax import rip
-from cnninv_jax.experiments.failure_draws import PlainDraw, Score, Setting, WeightedDraw, code_proposer
+from cnninv_jax.experiments.failure_draws import FailureParameters, PlainDraw, Score, WeightedDraw, code_proposer
 from cnninv_jax.experiments.files import results_folder, save_json, writing
 from cnninv_jax.experiments.options import Precision, checked_seed
 from cnninv_jax.experiments.runs import another_run, default_folder
@@ -37,22 +37,6 @@ LINE_POINTS, LINE_CODES = 19, 1000
 CURVE_SHARE = 10
 #: Standard errors that may lie between two estimates of one number, and the level of an interval as wide.
 MOST_ERRORS, WIDE_LEVEL = 3.0, 0.9973
-
-
-@dataclasses.dataclass(frozen=True)
-class FailureParameters(Setting):
-    """The setting, the delta of eq. (1), and whether the code is random too."""
-
-    delta: float = 0.45
-    """How far |W^T z|^2 / |z|^2 may be from 1."""
-    code: Literal["random", "fixed"] = "random"
-    """random: a new code in every draw, as in Fig. 2; fixed: one code, drawn from the seed, for which a closed form
-    exists."""
-
-    @property
-    def setting(self) -> Setting:
-        """What shapes the computation; delta is data."""
-        return Setting(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Setting)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,12 +140,12 @@ def _check(p: FailureParameters, o: FailureOptions) -> None:
 
 
 def verdict(entry: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
-    """Return whether an estimate agrees with the reference: "agrees", "differs" or why it cannot be said."""
+    """Return whether an estimate agrees with the reference: "agrees", "differs", or "undecided" with a note."""
     truth, p = reference["probability"], entry["probability"]
     if entry["note"]:
-        return "undecided: " + entry["note"].split(";")[0]
+        return "undecided (see the note)"
     if reference["note"]:
-        return "undecided: the reference is not to be believed"
+        return "undecided (see the reference's note)"
     if "successes" in entry:
         low, high = (float(end) for end in mc.wilson(entry["successes"], entry["draws"], WIDE_LEVEL))
         return "agrees" if low <= truth <= high else "differs"
@@ -243,7 +227,13 @@ class _Work:
                 chunk_size=min(4096, self.o.num_draws),
                 statistics=statistics,
             )
-            points.append({"method": "importance sampling", **_weighted(result, "failure", "weight"), **_times(result)})
+            points.append(
+                {
+                    "method": "importance sampling",
+                    **_weighted(result, "failure", "importance sampling", "weight"),
+                    **_times(result),
+                }
+            )
         self.curve["importance"] = _columns(points)
         return next(point for point, delta in zip(points, self.deltas, strict=True) if delta == self.p.delta)
 
@@ -260,7 +250,13 @@ class _Work:
             self.curve["splitting"] = {"deltas": [], "probability": [], "low": [], "high": []}
             missing = dict.fromkeys(("probability", "standard_error", "seconds", "compile_seconds"), math.nan)
             nothing = dict.fromkeys(("hits", "effective_hits", "draws", "evaluations"), 0)
-            return {"method": "splitting", **missing, **nothing, "interval_95": [math.nan] * 2, "note": str(error)}
+            return {
+                "method": "splitting",
+                **missing,
+                **nothing,
+                "interval_95": [math.nan] * 2,
+                "note": f"splitting: {error}",
+            }
         pilot = time.perf_counter() - began
         draw = mc.splitting_draw(score, levels, latent, num_particles=o.particles, num_moves=o.moves)
         weighted = {name: mc.WeightedProportion() for name in ("log_probability", "log_level_probability")}
@@ -273,7 +269,7 @@ class _Work:
         self.curve["splitting"] = {
             "deltas": thresholds, "probability": numbers["probability"], "low": low, "high": high,
         }  # fmt: skip
-        entry = _weighted(result, "log_probability", None)
+        entry = _weighted(result, "log_probability", "splitting", None)
         scores = o.replicates * o.particles * (1 + (len(thresholds) - 1) * o.moves)
         return {
             "method": "splitting",
@@ -330,7 +326,7 @@ class _Work:
             "interval_95": [float(low), float(high)],
             "standard_error": float(error),
             "draws": count, "evaluations": count, "hits": count, "effective_hits": float(effective),
-            "note": mc.weight_note({**numbers, "count": count, "non_finite": 0}, "conditional"),
+            "note": mc.weight_note({**numbers, "count": count, "non_finite": 0}, "conditional Monte Carlo"),
         }  # fmt: skip
 
     def line(self) -> dict[str, Any]:
@@ -352,11 +348,11 @@ def _interval(numbers: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _weighted(result: mc.Result, leaf: str, weights: str | None) -> dict[str, Any]:
+def _weighted(result: mc.Result, leaf: str, method: str, weights: str | None) -> dict[str, Any]:
     """Return the numbers of a weighted estimate, with what stands against believing it."""
     numbers = result[leaf]
     low, high = _interval(numbers)
-    note = mc.weight_note(numbers, "estimate", weights=None if weights is None else result[weights])
+    note = mc.weight_note(numbers, method, weights=None if weights is None else result[weights])
     return {
         "probability": float(numbers["probability"]),
         "interval_95": [float(low), float(high)],

@@ -41,6 +41,22 @@ class Setting:
         return (self.D - self.ell) // self.stride + 1
 
 
+@dataclasses.dataclass(frozen=True)
+class FailureParameters(Setting):
+    """The setting, the delta of eq. (1), and whether the code is random too."""
+
+    delta: float = 0.45
+    """How far |W^T z|^2 / |z|^2 may be from 1."""
+    code: Literal["random", "fixed"] = "random"
+    """random: a new code in every draw, as in Fig. 2; fixed: one code, drawn from the seed, for which a closed form
+    exists."""
+
+    @property
+    def setting(self) -> Setting:
+        """What shapes the computation; delta is data."""
+        return Setting(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Setting)})
+
+
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["deltas", "code"], meta_fields=["setting", "candidates", "dtype"]
 )

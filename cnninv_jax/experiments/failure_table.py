@@ -55,7 +55,7 @@ def print_failure(report: FailureReport) -> None:
     )
     for entry in content["methods"]:
         if entry["note"]:
-            out.print(f"note: {entry['method']}: {entry['note']}", markup=False)
+            out.print(f"note: {entry['note']}", markup=False)
     out.print(
         "all methods agree with the reference" if content["agree"] else "not all methods are shown to agree: see above"
     )
