@@ -266,8 +266,10 @@ class _Work:
         thresholds = np.asarray(levels.thresholds, float)
         numbers = result["log_level_probability"]
         low, high = _interval(numbers)
+        each = [{name: value[level] for name, value in numbers.items()} for level in range(len(thresholds))]
         self.curve["splitting"] = {
             "deltas": thresholds, "probability": numbers["probability"], "low": low, "high": high,
+            "believed": [not mc.weight_note(one, "splitting") for one in each],
         }  # fmt: skip
         entry = _weighted(result, "log_probability", "splitting", None)
         scores = o.replicates * o.particles * (1 + (len(thresholds) - 1) * o.moves)
