@@ -15,6 +15,7 @@ from cnninv_jax._files import write_whole
 from cnninv_jax.montecarlo import intervals
 from cnninv_jax.montecarlo.accumulators import Accumulator, HostState, Leaf, Moments, Proportion
 from cnninv_jax.montecarlo.errors import ResultError
+from cnninv_jax.montecarlo.importance import weight_note, weighted_interval
 from cnninv_jax.montecarlo.specification import canonical_json
 from cnninv_jax.montecarlo.summary import Row, Summary
 
@@ -39,6 +40,13 @@ _LONG_NAMES = {
     "proportion": "proportion of draws in which {} holds",
     "proportion_standard_error": "standard error of the proportion of {}",
     "successes": "draws in which {} holds",
+    "probability": "weighted probability: mean of exp({})",
+    "probability_standard_error": "standard error of the weighted probability of {}",
+    "hits": "draws of {} that contribute",
+    "effective_hits": "effective number of contributing draws of {}",
+    "largest_share": "largest contribution's share of the sum of {}",
+    "probability_low": "lower end of the log-scale interval of the weighted probability of {}",
+    "probability_high": "upper end of the log-scale interval of the weighted probability of {}",
     "mean_low": "lower end of Student's interval of the mean of {}",
     "mean_high": "upper end of Student's interval of the mean of {}",
     "proportion_low": "lower end of Wilson's interval of the proportion of {}",
@@ -53,7 +61,17 @@ _LONG_NAMES = {
 }
 #: Numbers with one entry per control, on an axis of their own.
 _BY_CONTROL = {"coefficients", "control_deviation"}
-_COUNTS = {"count", "non_finite", "histogram", "underflow", "overflow", "successes"}
+_COUNTS = {
+    "count",
+    "non_finite",
+    "histogram",
+    "underflow",
+    "overflow",
+    "successes",
+    "hits",
+    "effective_hits",
+    "largest_share",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -128,6 +146,15 @@ class Result:
             raise ValueError(f"expected Proportion(...) for {name!r}, got {list(numbers)}; ask for it in statistics")
         return intervals.wilson(numbers["successes"], numbers["count"], level)
 
+    def probability_interval(self, name: str, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Return the log-scale interval of a weighted probability, see `weighted_interval`."""
+        numbers = self._of(name)
+        if "probability" not in numbers:
+            raise ValueError(
+                f"expected WeightedProportion() for {name!r}, got {list(numbers)}; ask for it in statistics"
+            )
+        return _weighted_interval(numbers, level)
+
     def quantile(self, name: str, q: float, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (value, low, high) of the q-quantile of a leaf.
 
@@ -189,6 +216,8 @@ class Result:
             lost = int(np.sum(numbers["non_finite"]))
             if lost:
                 notes.append(f"{name}: {lost} non-finite values are left out")
+            if "effective_hits" in numbers and (doubt := weight_note(numbers, name)):
+                notes.append(doubt)
         spec = self.provenance["spec"]
         if self.stopping is not None:
             notes.append(str(self.stopping))
@@ -213,6 +242,9 @@ class Result:
                 low,
                 high,
             )
+        if "probability" in numbers:
+            low, high = _weighted_interval(numbers, level)
+            return [("probability", numbers["probability"], numbers["probability_standard_error"], low, high)]
         if mean is None and proportion is None:
             # A leaf with neither still shows how many draws of it there are.
             nothing = np.full(np.shape(numbers["count"]), np.nan)
@@ -237,6 +269,8 @@ class Result:
                 entries["mean_low"], entries["mean_high"] = self.mean_interval(name, level)
             if "proportion" in entries:
                 entries["proportion_low"], entries["proportion_high"] = self.proportion_interval(name, level)
+            if "probability" in entries:
+                entries["probability_low"], entries["probability_high"] = self.probability_interval(name, level)
             for key, value in entries.items():
                 last = {"histogram": "bin"}.get(key, "control" if key in _BY_CONTROL else "")
                 dims = (*axes, f"{name}_{last}") if last else axes
@@ -292,9 +326,14 @@ def _mean_interval(numbers: Mapping[str, np.ndarray], level: float) -> tuple[np.
     return intervals.mean_interval(numbers["mean"], np.square(numbers["standard_error"]) * size, size, level)
 
 
+def _weighted_interval(numbers: Mapping[str, np.ndarray], level: float) -> tuple[np.ndarray, np.ndarray]:
+    error, effective = numbers["probability_standard_error"], numbers["effective_hits"]
+    return weighted_interval(numbers["probability"], error, effective, level)
+
+
 def _attributes(name: str, key: str, level: float) -> dict[str, Any]:
     attributes: dict[str, Any] = {"long_name": _LONG_NAMES[key].format(name)}
-    if key in _COUNTS or "proportion" in key:
+    if key in _COUNTS or "proportion" in key or "probability" in key:
         attributes["units"] = "1"
     if key.endswith(("_low", "_high")):
         attributes["level"] = level

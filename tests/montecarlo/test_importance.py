@@ -273,3 +273,15 @@ def test_the_interval_covers(shift, level, num_draws):
     # Neither side takes more than its part: 2.5% each, and 5 standard errors.
     for side in (exact < low, exact > high):
         assert np.mean(side) < 0.025 + 5 * np.sqrt(0.025 * 0.975 / 2000)
+
+
+def test_table_and_dataset_show_the_interval_and_the_doubt():
+    result = run_shifted(6.0, 4000)
+    low, high = result.probability_interval("tail")
+    dataset = result.to_xarray()
+    assert float(dataset["tail_probability_low"]) == low < float(dataset["tail_probability"]) < high
+    assert low < stats.norm.sf(6.0) < high
+    assert "tail: expected" not in str(result.summary())
+    (row,) = [row for row in result.summary().rows if row.name == "tail"]
+    assert (row.statistic, row.low, row.high) == ("probability", low, high)
+    assert "tail: expected at least 100 effective hits" in str(run_shifted(0.0, 4000).summary())
