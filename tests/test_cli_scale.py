@@ -173,6 +173,7 @@ def test_no_cluster_is_one_sentence(scratch):
     assert not (scratch / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_lost_process_is_named_and_one_process_finishes_the_run(capsys, scratch):
     with socket.socket() as probe:

@@ -1,6 +1,7 @@
 """Fig. 2 with rounded products: part of a run's specification, and absent from it where nothing is rounded."""
 
 import jax
+import pytest
 
 from cnninv_jax import montecarlo
 from cnninv_jax.experiments import runs
@@ -32,6 +33,7 @@ def test_parameters_that_came_later_stay_out_at_their_default():
     assert FIG2.describe(Fig2Parameters(products="bfloat16")).endswith("; bfloat16 products")
 
 
+@pytest.mark.slow
 def test_resume_knows_the_choice(tmp_path):
     options = runs.RunOptions(num_draws=64, block=32, lanes=16, out=tmp_path / "run", quiet=True)
     first = runs.reproduce(FIG2, Fig2Parameters(**SMALL, products="tf32"), options)

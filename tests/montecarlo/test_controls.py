@@ -184,6 +184,7 @@ def test_a_table_counts_draws(result):
     assert high - low < 0.7 * np.diff(result.mean_interval("y"))
 
 
+@pytest.mark.slow
 def test_chunks_and_devices(result):
     draw, statistics = mc.with_controls(curved, CONTROLS), mc.controlled_statistics(CONTROLS)
     one, two = (quiet(draw, 5, 1111, chunk_size=64, statistics=statistics, mesh=draws.mesh(n)) for n in (1, 2))

@@ -105,6 +105,7 @@ def test_components_of_an_array_and_of_a_proportion(result):
     assert positive.total == pytest.approx(0.25, abs=0.005)
 
 
+@pytest.mark.slow
 def test_joint_means_have_their_own_standard_error():
     found = quiet(mc.nested(outer, together, 5, joint=True), 2, 4000)
     assert found["x"]["variance"] == pytest.approx(BETWEEN**2, rel=5 * np.sqrt(2 / 4000))
@@ -122,6 +123,7 @@ def test_the_best_count_is_the_cheapest(cost_outer, cost_inner):
     assert mc.best_count(shared, 1.0, 1.0).tolist() == [np.inf, 1.0]
 
 
+@pytest.mark.slow
 def test_chunks_and_devices():
     draw = mc.nested(outer, inner, 3)
     one, two = (quiet(draw, 5, 500, chunk_size=64, mesh=draws.mesh(n)).to_xarray() for n in (1, 2))
