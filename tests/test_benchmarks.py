@@ -288,6 +288,7 @@ def test_visible_from():
     assert precision.visible_from(1e-4, 1e-4, 0.3) == "> 1e+06"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not jax.config.read("jax_enable_x64"), reason="needs 64-bit types")
 @pytest.mark.parametrize("sampling", ["plain", pytest.param("conditional", marks=pytest.mark.slow)])
 def test_paired_draws(sampling):

@@ -69,6 +69,7 @@ def test_parts_and_merge(capsys, scratch, whole):
     assert "part 2/4 of gilbert-fig2 is done" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_parts_in_folders_of_their_own(capsys, scratch, whole):
     for part in (1, 2):
         assert main([*RUN, "--out", f"jobs-{part}", "--part", f"{part}/2"]) == 0

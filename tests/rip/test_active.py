@@ -54,6 +54,7 @@ def sample(k, active, seed):
     return {name: np.asarray(value, float) for name, value in drawn.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("active", [1, 3])
 def test_the_law_is_that_of_k(active):
     got, want = sample(6, active, 1), sample(active, None, 2)
