@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import jax
 
 from cnninv_jax.montecarlo import HostLostError
+from cnninv_jax.montecarlo.arguments import as_mesh
+from cnninv_jax.montecarlo.hosts import Hosts
 
 #: Seconds after which a silent process counts as lost, and that the last ones wait for each other at the end.
 HEARTBEAT_SECONDS, SHUTDOWN_SECONDS = 60, 60
@@ -91,6 +93,11 @@ def joined(options: ClusterOptions) -> Iterator[None]:
         os._exit(2)
 
 
+def all_hosts() -> Hosts:
+    """Return the processes of this job: one, or those that were joined."""
+    return Hosts.of(as_mesh(None))
+
+
 def leads() -> bool:
     """Whether this process prints and writes."""
-    return jax.process_index() == 0
+    return all_hosts().leads

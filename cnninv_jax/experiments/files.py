@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cnninv_jax._files import write_whole
+from cnninv_jax.experiments.cluster import all_hosts
 from cnninv_jax.montecarlo import MonteCarloError, ResultError
-from cnninv_jax.montecarlo.arguments import as_mesh
-from cnninv_jax.montecarlo.hosts import Hosts
 from cnninv_jax.montecarlo.journal import FILE_NAME, Journal
 
 
@@ -45,7 +44,7 @@ def results_folder(folder: Path) -> Iterator[Path]:
     Raises:
         ResultError: the folder cannot be used, see `make_folder`.
     """
-    hosts = Hosts.of(as_mesh(None))
+    hosts = all_hosts()
     if not hosts.leads:
         hosts.share(str)  # hears whether the leader could make the folder
         yield folder

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from cnninv_jax.experiments.cluster import all_hosts, leads
 from cnninv_jax.experiments.files import results_folder, save_json, writing
 from cnninv_jax.experiments.options import Precision, RunOptions, as_flags, check_options, chosen_sizes
 from cnninv_jax.experiments.registry import Experiment, describe_parameters, find, result_path
@@ -25,8 +26,6 @@ from cnninv_jax.montecarlo import (
     read_spec,
     run,
 )
-from cnninv_jax.montecarlo.arguments import as_mesh
-from cnninv_jax.montecarlo.hosts import Hosts
 from cnninv_jax.montecarlo.journal import FILE_NAME, WHOLE
 from cnninv_jax.montecarlo.specification import differences
 
@@ -122,7 +121,7 @@ def reproduce(experiment: Experiment[Any], parameters: Any, options: RunOptions,
         except ValueError as error:
             raise ValueError(as_flags(str(error))) from None
     readings = compare(experiment, parameters, result)
-    if part != WHOLE or jax.process_index() != 0:
+    if part != WHOLE or not leads():
         return Outcome(experiment, parameters, result, readings, folder, ())
     files = save(experiment, parameters, result, readings, folder)
     return Outcome(experiment, parameters, result, readings, folder, tuple(files))
@@ -180,7 +179,7 @@ def resume(folder: Path, *, quiet: bool = False) -> Outcome:
 
 def _shared(folder: Path, read: Callable[[Path], Any]) -> Any:
     """Return what the leader reads in its folder; other hosts need not see that disk."""
-    return Hosts.of(as_mesh(None)).share(lambda: read(folder))
+    return all_hosts().share(lambda: read(folder))
 
 
 def join_parts(folders: Sequence[Path], out: Path | None) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from cnninv_jax.experiments.axes import Derived, Swept, nearest_at_least_one, parse_over
+from cnninv_jax.experiments.cluster import all_hosts, leads
 from cnninv_jax.experiments.files import results_folder, save_json, writing
 from cnninv_jax.experiments.options import RunOptions, as_flags, check_options, chosen_sizes
 from cnninv_jax.experiments.registry import Experiment, describe_parameters, find, result_path
@@ -23,8 +24,7 @@ from cnninv_jax.montecarlo import (
     read_sweep,
     sweep,
 )
-from cnninv_jax.montecarlo.arguments import Statistics, as_mesh
-from cnninv_jax.montecarlo.hosts import Hosts
+from cnninv_jax.montecarlo.arguments import Statistics
 from cnninv_jax.montecarlo.journal import WHOLE
 from cnninv_jax.montecarlo.specification import differences
 from cnninv_jax.montecarlo.sweep_folder import MANIFEST
@@ -209,7 +209,7 @@ def _sweep(experiment: Experiment[Any], parameters: Any, swept: Swept, options: 
         except OverflowError as error:
             raise ValueError(f"expected sizes that fit into 32 bits, got {dict(swept.grid)} ({error})") from None
     outcome = SweepOutcome(experiment, parameters, swept, result, folder, ())
-    if part != WHOLE or jax.process_index() != 0:
+    if part != WHOLE or not leads():
         return outcome
     pictures = _draw(outcome)
     with writing("summary.json"):
@@ -389,4 +389,4 @@ def _another_sweep(folder: Path, asked: Mapping[str, Any]) -> JournalError | Non
 
 
 def _shared(read: Callable[[], Any]) -> Any:
-    return Hosts.of(as_mesh(None)).share(read)
+    return all_hosts().share(read)
