@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import os
@@ -18,11 +19,13 @@ import tyro
 
 from cnninv_jax._version import __version__
 from cnninv_jax.experiments.analysis import AnalysisOptions, analyze
+from cnninv_jax.experiments.catalogue import find_study, studies
 from cnninv_jax.experiments.cluster import ClusterOptions, joined, leads
 from cnninv_jax.experiments.failure import FailureOptions, FailureParameters, failure
 from cnninv_jax.experiments.options import RunOptions
 from cnninv_jax.experiments.registry import Experiment, experiments
 from cnninv_jax.experiments.runs import Outcome, join_parts, precision_of, reproduce, resume
+from cnninv_jax.experiments.studies import Study, StudyOptions, is_study, read_study, reproduce_study, restored
 from cnninv_jax.experiments.sweeps import (
     SweepOptions,
     SweepOutcome,
@@ -111,6 +114,8 @@ def _application() -> tyro.extras.SubcommandApp:
         about = f"{experiment.source}: {experiment.title}."
         reproduction.command(name=experiment.name, help=about)(_reproduce(experiment))
         sweeps.command(name=experiment.name, help=about)(_sweep(experiment))
+    for study in studies().values():
+        reproduction.command(name=study.name, help=f"{study.source}: {study.title}.")(_reproduce_study(study))
     app = tyro.extras.SubcommandApp()
     app.command(name="list")(_list)
     app.command(reproduction, name="reproduce", help="Run a paper's figure or table: numbers, table, picture.")
@@ -128,7 +133,7 @@ def _list() -> Callable[[], None]:
     def work() -> None:
         from cnninv_jax.experiments.tables import print_experiments
 
-        print_experiments(experiments().values())
+        print_experiments(experiments().values(), studies().values())
 
     return work
 
@@ -150,6 +155,25 @@ def _reproduce(experiment: Experiment[Any]) -> Callable[..., Callable[[], None]]
         "return": Callable[[], None],
     }
     return command
+
+
+def _reproduce_study(study: Study[Any]) -> Callable[..., Callable[[], None]]:
+    def command(parameters: Any, options: StudyOptions) -> Callable[[], None]:
+        return lambda: _study(study, parameters, options)
+
+    command.__annotations__ = {
+        "parameters": study.parameters,
+        "options": StudyOptions,
+        "return": Callable[[], None],
+    }
+    return command
+
+
+def _study(study: Study[Any], parameters: Any, options: StudyOptions) -> None:
+    from cnninv_jax.experiments.study_table import print_study
+
+    _configure(options.precision)
+    print_study(reproduce_study(study, parameters, options))
 
 
 def _sweep(experiment: Experiment[Any]) -> Callable[..., Callable[[], None]]:
@@ -226,7 +250,11 @@ def _merge(folders: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = N
 
 def _continue(folder: Path, quiet: bool = False) -> None:
     """Continue, or read back, the run or sweep in a folder."""
-    if is_sweep(folder):
+    if is_study(folder):
+        name, parameters, options = read_study(folder)
+        study = find_study(name)
+        _study(study, restored(study.parameters, parameters), dataclasses.replace(options, quiet=quiet))
+    elif is_sweep(folder):
         _configure(sweep_precision(folder))
         _show(resume_sweep(folder, quiet=quiet))
     else:

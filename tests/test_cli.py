@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import xarray as xr
+from commands import refused
 
 from cnninv_jax import montecarlo as mc
 from cnninv_jax.cli import main
@@ -38,20 +39,6 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
     assert main([*SMALL, "--out", str(folder)]) == 0
     return folder
-
-
-def refused(capsys, *arguments):
-    """Run, expect a refusal, and return its one sentence."""
-    capsys.readouterr()
-    before = sorted(os.listdir())
-    assert main([str(argument) for argument in arguments]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert err.startswith("cnninv: error: ")
-    assert "Traceback" not in err
-    assert sorted(os.listdir()) == before
-    return err
 
 
 # What a person sees.

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import xarray as xr
+from commands import refused
 
 from cnninv_jax.cli import main
 from cnninv_jax.experiments.cluster import ClusterOptions, joined
@@ -39,15 +40,6 @@ def same_data(first, second):
     ):
         assert set(one.variables) == set(other.variables)
         return all(one[name].values.tobytes() == other[name].values.tobytes() for name in one.variables)
-
-
-def refused(capsys, *arguments):
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("cnninv: error: ")
-    assert err.count("\n") == 1
-    return err
 
 
 def test_parts_and_merge(capsys, scratch, whole):

@@ -13,6 +13,7 @@ from rich.table import Table
 from cnninv_jax.experiments.analysis import Report
 from cnninv_jax.experiments.registry import Experiment
 from cnninv_jax.experiments.runs import Outcome
+from cnninv_jax.experiments.studies import Study
 
 #: Width where the output goes to a file or a pipe.
 PLAIN_WIDTH = 140
@@ -40,13 +41,15 @@ def rounded(value: float, error: float) -> str:
     return f"{value:.{min(max(1 - math.floor(math.log10(error)), 0), 12)}f}"
 
 
-def print_experiments(experiments: Iterable[Experiment[Any]]) -> None:
-    """Print names, sources and default sizes."""
+def print_experiments(experiments: Iterable[Experiment[Any]], studies: Iterable[Study[Any]] = ()) -> None:
+    """Print names, sources and, where there is one number of draws, that."""
     table = Table(box=None, pad_edge=False)
     for heading in ("name", "source", "what", "draws"):
         table.add_column(heading, justify="right" if heading == "draws" else "left")
     for experiment in experiments:
         table.add_row(experiment.name, experiment.source, experiment.title, f"{experiment.num_draws:,}")
+    for study in studies:
+        table.add_row(study.name, study.source, study.title, "")
     out = console()
     out.print(table)
     out.print("run one with: cnninv reproduce NAME    its parameters: cnninv reproduce NAME --help")

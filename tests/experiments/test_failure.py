@@ -8,6 +8,7 @@ import shlex
 import jax
 import numpy as np
 import pytest
+from commands import refused
 from scipy import stats
 
 from cnninv_jax import montecarlo as mc
@@ -47,16 +48,6 @@ def finished(tmp_path_factory):
 
 def content(folder):
     return json.loads((folder / "failure.json").read_text(encoding="utf-8"))
-
-
-def refused(capsys, *arguments):
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert err.startswith("cnninv: error: ")
-    return err
 
 
 def test_all_methods_agree_on_a_rare_failure(finished):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import xarray as xr
+from commands import refused
 from matplotlib.figure import Figure
 
 from cnninv_jax import rip
@@ -61,16 +62,6 @@ def outcome(tmp_path_factory):
 def saved(outcome):
     with xr.open_dataset(outcome.folder / "result.nc", engine="h5netcdf") as dataset:
         return dataset.load()
-
-
-def refused(capsys, *arguments):
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert err.startswith("cnninv: error: ")
-    return err
 
 
 # What --over means.
