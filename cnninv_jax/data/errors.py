@@ -13,6 +13,10 @@ class FilterFileError(ValueError):
     """A filter file cannot be used; the message is one sentence: what was expected, what came, what to do."""
 
 
+class PictureError(ValueError):
+    """Pictures cannot be used; the message is one sentence."""
+
+
 class EnsembleError(ValueError):
     """The text that names a random filter ensemble cannot be understood."""
 

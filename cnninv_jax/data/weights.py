@@ -72,8 +72,8 @@ def load_filters(
     entry = _choose(path, kind, entries, tensor, notes)
     where = f"{str(path)!r}" if entry.name is None else f"tensor {entry.name!r} of {str(path)!r}"
     order = _order(where, kind, entry.shape, layout, notes)
-    _check_dtype(where, kind, entry.dtype)
-    array = _to_floating(entry.read(), str(entry.dtype), notes)
+    check_dtype(where, kind, entry.dtype)
+    array = to_floating(entry.read(), str(entry.dtype), notes)
     if order.endswith("MK"):
         # [*ell, M, K] -> [K, M, *ell]
         array = np.moveaxis(array, (-1, -2), (0, 1))
@@ -141,7 +141,7 @@ def _choose(path: Path, kind: str, entries: list[Entry], tensor: str | None, not
         names = [str(entry.name) for entry in entries]
         raise FilterFileError(
             f"{str(path)!r} has no tensor {tensor!r}{did_you_mean(tensor, names)}, it has: "
-            f"{_listed([repr(name) for name in names])}"
+            f"{listed([repr(name) for name in names])}"
         )
     fitting = [entry for entry in entries if len(entry.shape) in (3, 4)]
     if len(fitting) == 1:
@@ -151,15 +151,15 @@ def _choose(path: Path, kind: str, entries: list[Entry], tensor: str | None, not
     if not fitting:
         raise FilterFileError(
             f"{str(path)!r} should hold a tensor with 3 or 4 axes, but has only: "
-            f"{_listed([entry.describe() for entry in entries])}"
+            f"{listed([entry.describe() for entry in entries])}"
         )
     raise FilterFileError(
         f"{str(path)!r} holds {len(fitting)} tensors that could be filters, so name one with tensor=...: "
-        f"{_listed([entry.describe() for entry in fitting])}"
+        f"{listed([entry.describe() for entry in fitting])}"
     )
 
 
-def _listed(items: list[str]) -> str:
+def listed(items: list[str]) -> str:
     more = len(items) - _MOST_NAMES
     return ", ".join(items[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
@@ -183,7 +183,7 @@ def _order(where: str, kind: str, shape: tuple[int, ...], layout: str | None, no
             )
         return layout
     order, other = (last, first) if kind == "h5" else (first, last)
-    if _suggested(shape) == other[-1]:
+    if suggested_layout(shape) == other[-1]:
         notes.append(
             f"read as {order!r}, the custom of .{kind} files, but the shape {shape} looks like {other!r}: "
             f"give layout={other!r} if it is"
@@ -191,7 +191,7 @@ def _order(where: str, kind: str, shape: tuple[int, ...], layout: str | None, no
     return order
 
 
-def _suggested(shape: tuple[int, ...]) -> str | None:
+def suggested_layout(shape: tuple[int, ...]) -> str | None:
     """Return the last letter of the layout the shape suggests, ``"K"`` or ``"l"``; or None."""
     ahead, behind = (shape[:2], shape[2:]) if len(shape) == 4 else (shape[:1], shape[2:])
     short_ahead, short_behind = max(ahead) <= _LONGEST_USUAL_FILTER, max(behind) <= _LONGEST_USUAL_FILTER
@@ -203,7 +203,7 @@ def _suggested(shape: tuple[int, ...]) -> str | None:
     return None
 
 
-def _check_dtype(where: str, kind: str, dtype: np.dtype[Any] | str) -> None:
+def check_dtype(where: str, kind: str, dtype: np.dtype[Any] | str) -> None:
     if isinstance(dtype, str):
         if dtype != "bfloat16":
             raise FilterFileError(f"{where} has type {dtype}, which is not supported: store it as float32")
@@ -219,7 +219,7 @@ def _check_dtype(where: str, kind: str, dtype: np.dtype[Any] | str) -> None:
         raise FilterFileError(f"{where} should hold real numbers, got {dtype}: store a float32 array")
 
 
-def _to_floating(array: np.ndarray, stored: str, notes: list[str]) -> np.ndarray:
+def to_floating(array: np.ndarray, stored: str, notes: list[str]) -> np.ndarray:
     """Convert to native floating numbers of 4 or 8 bytes, with a note unless only the byte order changes."""
     if stored in ("bfloat16", "float16") or array.dtype == np.float16:
         notes.append(f"converted from {stored} to float32 (exact)")
