@@ -1,4 +1,4 @@
-"""Pictures through the convolutional layers of VGG-16 and AlexNet: every layer's response before the ReLU, every pool's.
+"""Pictures through the convolutional layers of VGG-16 and AlexNet: responses before the ReLU, pooled outputs.
 
 h_i = W_i x_{i-1} + b_i,  x_i = pool(max(h_i, 0)); AlexNet of 2012 normalises between ReLU and pool:
 x / (1 + 1e-4 / 5 * (sum of x^2 over 5 channels))^0.75, Caffe's constants. The geometry is static and the weights are
@@ -46,9 +46,8 @@ def random_network(
         raise ValueError(f"expected the network to be one of {', '.join(data.ARCHITECTURES)}, got {name!r}")
     architecture = data.ARCHITECTURES[name]
     drawn = []
-    for index, spec in enumerate(architecture.layers[:layers]):
-        num_filters, channels, *length = spec.shape
-        bank = filters.gaussian(jax.random.fold_in(key, index), num_filters, channels, length, dtype=dtype)
+    specs = architecture.layers[:layers]
+    for spec, bank in zip(specs, _draw_banks(tuple(spec.shape for spec in specs), jnp.dtype(dtype), key), strict=True):
         values = np.asarray(bank, np.float32)
         values.setflags(write=False)
         drawn.append(
@@ -79,7 +78,7 @@ def activations(network: data.Network, picture: ArrayLike) -> dict[str, Float[Ar
     image = as_float(picture)
     geometry = check_picture(network, image.shape)
     outputs = _forward(geometry, weights(network, image.dtype), prepare(network, image))
-    return {name: jnp.moveaxis(value, -1, 0) for name, value in outputs.items()}
+    return {name: jnp.moveaxis(outputs[name], -1, 0) for name in output_names(geometry)}
 
 
 def shares(network: data.Network, picture: ArrayLike) -> dict[str, Float[Array, ""]]:
@@ -89,7 +88,21 @@ def shares(network: data.Network, picture: ArrayLike) -> dict[str, Float[Array, 
     """
     image = as_float(picture)
     geometry = check_picture(network, image.shape)
-    return _shares(geometry, weights(network, image.dtype), prepare(network, image))
+    found = _shares(geometry, weights(network, image.dtype), prepare(network, image))
+    return {name: found[name] for name in output_names(geometry)}
+
+
+def output_names(layers: Sequence[data.ConvSpec | data.ConvLayer]) -> tuple[str, ...]:
+    """Return the names of what the layers put out, in order: conv1_1, conv1_2, pool1, ..."""
+    return tuple(name for layer in layers for name in (layer.name, *(() if layer.pool is None else (layer.pool.name,))))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _draw_banks(shapes: tuple[tuple[int, ...], ...], dtype: jnp.dtype, key: PRNGKeyArray) -> list[Array]:
+    return [
+        filters.gaussian(jax.random.fold_in(key, index), shape[0], shape[1], shape[2:], dtype=dtype)
+        for index, shape in enumerate(shapes)
+    ]
 
 
 def prepare(network: data.Network, picture: Float[Array, "3 H W"]) -> Float[Array, "3 H W"]:
@@ -101,7 +114,7 @@ def prepare(network: data.Network, picture: Float[Array, "3 H W"]) -> Float[Arra
 
 
 def weights(network: data.Network, dtype: jax.typing.DTypeLike) -> Weights:
-    """Return the layers' filters as [*ell, M / groups, K] and their biases (zeros where there are none), on the device."""
+    """Return the layers' filters as [*ell, M / groups, K], and their biases (zeros for none), on the device."""
     return {
         layer.name: (
             jnp.asarray(np.moveaxis(layer.filters, (0, 1), (-1, -2)), dtype),
@@ -198,4 +211,4 @@ def _shares(
     return {name: jnp.mean((value > 0).astype(image.dtype)) for name, value in outputs.items()}
 
 
-__all__ = ["activations", "check_picture", "prepare", "random_network", "shares", "weights"]
+__all__ = ["activations", "check_picture", "output_names", "prepare", "random_network", "shares", "weights"]
