@@ -15,6 +15,7 @@ from cnninv_jax.rip.concentration import (
     theorem_3_1,
 )
 from cnninv_jax.rip.designs import draw_ratios_of_codes, model_rip_energy_mean, ratios_of_codes, with_energy
+from cnninv_jax.rip.enumeration import exact_constant
 from cnninv_jax.rip.names import READINGS
 from cnninv_jax.rip.ratios import Ratios, draw_ratios, ratios, ratios_of_code
 from cnninv_jax.rip.tails import (
@@ -55,6 +56,7 @@ __all__ = [
     "draw_tail",
     "draw_tail_of_code",
     "equation_4",
+    "exact_constant",
     "failure_probability",
     "gaussian_concentration",
     "gaussian_failure",

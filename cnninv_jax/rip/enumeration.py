@@ -1,0 +1,194 @@
+"""The exact constant delta_k of a layer by enumeration (Gilbert et al. 2017, eq. 1)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
+
+from cnninv_jax._numerics import wider
+from cnninv_jax._typing import Array, Float, Int, PerAxis, Scalar
+from cnninv_jax.operators import ConvOperator
+from cnninv_jax.rip._eigen import spectral_norm
+from cnninv_jax.rip._gram import gram_geometry, gram_table
+from cnninv_jax.rip._patterns import Patterns, list_patterns, support_model
+
+#: Most supports that `exact_constant` lists in its program.
+LISTED_LIMIT = 2**18
+#: Matrices worked on at a time: their entries stay in the cache.
+LANES = 4096
+
+
+def exact_constant(op: ConvOperator, k: float, *, members: int = 1, pool: PerAxis | None = None) -> Scalar:
+    """Return delta_k = max over supports S of |W_S W_S^T - I|_2 (Gilbert et al. 2017, eq. 1), for tiny layers.
+
+    For Monte Carlo over filter banks: traceable, without LAPACK, the lanes of a ``vmap`` side by side. The supports
+    that matter are listed when tracing: of full size, connected, and one of those that differ by a common shift only.
+
+    Args:
+        op: the layer; only its filters may be traced.
+        k: number of non-zeros, or a fraction of the code's entries.
+        members: 1 for M_k; 2 for M_k^2, sums of two members, whose constant the paper calls delta_2k.
+        pool: pooling window; None for whole filter responses as blocks.
+
+    Returns:
+        The constant, to some units of rounding, in the filters' dtype (at least float32). Not differentiable.
+
+    Raises:
+        ValueError: more than `LISTED_LIMIT` supports matter, or k or ``members`` do not fit.
+
+    Cost: for s supports of r entries, s (4/3 r^3 + 60 r) operations a layer.
+    """
+    model = support_model(op.code_shape, k, pool, members)
+    geometry = gram_geometry(op)
+    families = list_patterns(model, geometry, LISTED_LIMIT)
+    if families is None:
+        raise ValueError(
+            f"expected at most {LISTED_LIMIT} supports that matter, got more for code shape {op.code_shape}, k = {k} "
+            f"and members = {members}; use constant, which bounds what it cannot enumerate"
+        )
+    table = gram_table(op.filters.astype(wider(op.dtype, np.float32)), geometry).ravel()
+    listed: dict[int, list[np.ndarray]] = {}
+    for family in families:
+        listed.setdefault(family.local.shape[1], []).append(_indices(family, op.num_filters))
+    norms = [_largest_norm(table, np.concatenate(parts, axis=1)) for parts in listed.values()]
+    return jnp.max(jnp.stack(norms))
+
+
+def _indices(family: Patterns, num_filters: int) -> Int[np.ndarray, "entries supports"]:
+    """Return where in the flattened table the lower triangle of every support's Gram matrix stands."""
+    chosen = np.asarray(list(itertools.combinations(range(num_filters), family.filters)), np.int64)
+    filters = chosen[:, family.local]  # [C, P, r]
+    rows, columns = np.tril_indices(family.local.shape[1])
+    flat = (family.ways[None, :, rows, columns] * num_filters + filters[..., rows]) * num_filters + filters[
+        ..., columns
+    ]
+    return flat.reshape(-1, len(rows)).T.astype(np.int32)
+
+
+def _largest_norm(table: Float[Array, " entries"], indices: Int[np.ndarray, "entries supports"]) -> Scalar:
+    """Return the largest |G_S - I| over listed supports; the lanes of a vmap come last."""
+
+    @custom_vmap
+    def largest(table: Array) -> Array:
+        return _over_lanes(table[:, None], indices)[0]
+
+    @largest.def_vmap
+    def _(lanes: int, batched: list[bool], table: Array) -> tuple[Array, bool]:
+        del lanes, batched
+        return _over_lanes(table.T, indices), True
+
+    return largest(table)
+
+
+def _over_lanes(table: Float[Array, "entries B"], indices: Int[np.ndarray, "entries supports"]) -> Float[Array, " B"]:
+    """Two passes: a guess which support is the largest, then a test of all of them against its norm."""
+    lanes = table.shape[1]
+    count = indices.shape[1]
+    block = max(1, min(count, LANES // lanes))
+    blocks = -(-count // block)
+    padded = np.concatenate([indices, np.repeat(indices[:, -1:], blocks * block - count, axis=1)], axis=1)
+    parts = jnp.asarray(padded.reshape(len(indices), blocks, block).transpose(1, 0, 2))
+
+    def step(best: Array, part: Array) -> tuple[Array, None]:
+        lower = _deviations(table[part])
+        return (jnp.maximum(best, jnp.max(_norms(lower), axis=0)) if len(indices) <= 3 else raise_to(best, lower)), None
+
+    def guess(carry: tuple[Array, Array], part: Array) -> tuple[tuple[Array, Array], None]:
+        largest, entries = carry
+        lower = _deviations(table[part])
+        score = _score(lower)
+        here = jnp.argmax(score, axis=0)
+        value = jnp.take_along_axis(score, here[None], axis=0)[0]
+        better = value > largest
+        taken = _of_lanes(lower, here)
+        return (jnp.where(better, value, largest), jnp.where(better[None], taken, entries)), None
+
+    best = jnp.zeros((lanes,), table.dtype)
+    if len(indices) > 3:
+        start = (jnp.full((lanes,), -jnp.inf, table.dtype), jnp.zeros((len(indices), lanes), table.dtype))
+        (_, entries), _ = jax.lax.scan(guess, start, parts)
+        best = _norms(list(entries))
+    best, _ = jax.lax.scan(step, best, parts)
+    return best
+
+
+def raise_to(best: Float[Array, " B"], lower: list[Float[Array, "S B"]]) -> Float[Array, " B"]:
+    """Return the larger of ``best`` and the norms of all matrices of a lane.
+
+    Whether b - A and b + A are positive definite costs a tenth of a norm, and hardly any matrix fails the test once b
+    is near the maximum: only the most promising of those that fail are computed.
+    """
+    size = _size(lower)
+    slack = 1.0 + 8.0 * size * float(jnp.finfo(best.dtype).eps)
+
+    def failing(best: Array) -> Array:
+        bound = (best * slack)[None]
+        return ~(_definite(lower, bound, 1.0) & _definite(lower, bound, -1.0))
+
+    def more(carry: tuple[Array, Array, Array]) -> Array:
+        _, fails, improved = carry
+        return jnp.any(improved & jnp.any(fails, axis=0))
+
+    def body(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        best, fails, _ = carry
+        here = jnp.argmax(jnp.where(fails, _score(lower), -jnp.inf), axis=0)
+        value = jnp.maximum(_norms(list(_of_lanes(lower, here))), best)
+        # A matrix within rounding of the bound may fail and improve nothing: such a lane is done.
+        return value, failing(value), value > best
+
+    best, _, _ = jax.lax.while_loop(more, body, (best, failing(best), jnp.ones(best.shape, bool)))
+    return best
+
+
+def _of_lanes(lower: list[Float[Array, "S B"]], which: Int[Array, " B"]) -> Float[Array, "entries B"]:
+    return jnp.stack([jnp.take_along_axis(entry, which[None], axis=0)[0] for entry in lower])
+
+
+def _size(lower: list[Array]) -> int:
+    return math.isqrt(2 * len(lower))
+
+
+def _deviations(lower: Float[Array, "entries *lanes"]) -> list[Float[Array, " *lanes"]]:
+    """Return the lower triangle of G - I, row by row, from that of G."""
+    rows, columns = np.tril_indices(math.isqrt(2 * len(lower)))
+    return [entry - 1.0 if i == j else entry for i, j, entry in zip(rows, columns, lower, strict=True)]
+
+
+def _square(lower: list[Array]) -> list[list[Array]]:
+    """Return the rows of a symmetric matrix given by its lower triangle."""
+    size = _size(lower)
+    return [[lower[max(i, j) * (max(i, j) + 1) // 2 + min(i, j)] for j in range(size)] for i in range(size)]
+
+
+def _norms(lower: list[Float[Array, " *lanes"]]) -> Float[Array, " *lanes"]:
+    return spectral_norm(jnp.stack([jnp.stack(row) for row in _square(lower)]))
+
+
+def _score(lower: list[Float[Array, " *lanes"]]) -> Float[Array, " *lanes"]:
+    """Return tr A^4, which ranks matrices nearly as the norm does."""
+    rows = _square(lower)
+    total = jnp.zeros_like(lower[0])
+    for i, j in itertools.combinations_with_replacement(range(len(rows)), 2):
+        entry = sum((a * b for a, b in zip(rows[i], rows[j], strict=True)), start=jnp.zeros_like(total))
+        total = total + (1.0 if i == j else 2.0) * entry * entry
+    return total
+
+
+def _definite(lower: list[Float[Array, " *lanes"]], bound: Array, sign: float) -> Array:
+    """Whether bound - sign A is positive definite: all pivots of its factorisation L D L^T are positive."""
+    work = [[(bound if i == j else 0.0) - sign * entry for j, entry in enumerate(row[: i + 1])]
+            for i, row in enumerate(_square(lower))]  # fmt: skip
+    fits = work[0][0] > 0
+    for step in range(len(work) - 1):
+        inverse = 1.0 / jnp.where(fits, work[step][step], 1.0)
+        for i in range(step + 1, len(work)):
+            factor = work[i][step] * inverse
+            for j in range(step + 1, i + 1):
+                work[i][j] = work[i][j] - factor * work[j][step]
+        fits &= work[step + 1][step + 1] > 0
+    return fits
