@@ -5,10 +5,10 @@ import os
 from cnninv_jax.cli import main
 
 
-def refused(capsys, *arguments):
-    """Run, expect a refusal that leaves no file behind, and return its one sentence."""
+def refused(capsys, *arguments, leaves=()):
+    """Run, expect a refusal that leaves behind nothing but what ``leaves`` names, and return its one sentence."""
     capsys.readouterr()
-    before = sorted(os.listdir())
+    before = sorted([*os.listdir(), *leaves])
     assert main([str(argument) for argument in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -1,8 +1,22 @@
-"""Test policy: four CPU devices, strict promotion, key reuse refused; 64-bit unless CNNINV_TEST_X64=0."""
+"""Test policy: four CPU devices, strict promotion, key reuse refused; 64-bit unless CNNINV_TEST_X64=0.
+
+Programs compiled by one test are kept for the others of this run, in a folder of its own: half of the suite would be
+spent on compiling the same few programs again, in other workers and in the processes that tests start.
+"""
 
 import os
+import shutil
+import tempfile
 
 import jax
+
+# In the process that collects; its workers and their children inherit it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    CACHE = tempfile.mkdtemp(prefix="cnninv-test-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+    jax.config.update("jax_compilation_cache_dir", CACHE)
+else:
+    CACHE = None
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
@@ -10,3 +24,9 @@ jax.config.update("jax_enable_x64", os.environ.get("CNNINV_TEST_X64", "1") != "0
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+
+def pytest_unconfigure():
+    """Remove the programs of this run."""
+    if CACHE is not None:
+        shutil.rmtree(CACHE, ignore_errors=True)
