@@ -4,7 +4,7 @@ from cnninv_jax.data.architectures import ARCHITECTURES, PREPROCESSINGS, Archite
 from cnninv_jax.data.ensembles import ENSEMBLES, EnsembleError, EnsembleSpec, parse_ensemble
 from cnninv_jax.data.fetch import PUBLIC_FILES, fetch
 from cnninv_jax.data.networks import ConvLayer, Network, load_network
-from cnninv_jax.data.pictures import PictureError, Pictures, load_pictures
+from cnninv_jax.data.pictures import PictureError, Pictures, load_pictures, picture_files, read_picture
 from cnninv_jax.data.weights import LAYOUTS, FilterFileError, LoadedFilters, check_filters, load_filters
 
 __all__ = [
@@ -31,4 +31,6 @@ __all__ = [
     "load_network",
     "load_pictures",
     "parse_ensemble",
+    "picture_files",
+    "read_picture",
 ]

@@ -65,12 +65,9 @@ def load_pictures(
         if value is not None and (not isinstance(value, int) or value < 1):
             raise PictureError(f"expected {name} to be a positive whole number, got {value!r}")
     notes: list[str] = []
-    if os.fspath(source) == "embedded":
-        files = _embedded()
-        size = EMBEDDED_SIZE if size is None else size
-    else:
-        files = _folder(source)
-    files = files[:limit]
+    files = picture_files(source)[:limit]
+    if os.fspath(source) == "embedded" and size is None:
+        size = EMBEDDED_SIZE
     converted: dict[str, int] = {}
     images = [_brought(_read(file, converted), size, converted) for file in files]
     _one_size(files, images)
@@ -80,6 +77,24 @@ def load_pictures(
     stacked = np.stack(images)
     stacked.setflags(write=False)
     return Pictures(stacked, tuple(file.name for file in files), os.fspath(source), tuple(notes))
+
+
+def picture_files(source: str | os.PathLike[str] = "embedded") -> list[Path]:
+    """Return the files that `load_pictures` would read, in its order; for `read_picture` one by one.
+
+    Raises:
+        PictureError: no such folder, or no pictures in it.
+    """
+    return _embedded() if os.fspath(source) == "embedded" else _folder(source)
+
+
+def read_picture(file: str | os.PathLike[str], size: int | None = None) -> Float[np.ndarray, "3 H W"]:
+    """Read one picture as `load_pictures` does: float32, RGB in [0, 1].
+
+    Raises:
+        PictureError: the file cannot be read.
+    """
+    return _brought(_read(Path(file), {}), size, {})
 
 
 def _embedded() -> list[Path]:
@@ -177,4 +192,4 @@ def _one_size(files: Sequence[Path], images: Sequence[np.ndarray]) -> None:
             )
 
 
-__all__ = ["EMBEDDED", "SUFFIXES", "PictureError", "Pictures", "load_pictures"]
+__all__ = ["EMBEDDED", "SUFFIXES", "PictureError", "Pictures", "load_pictures", "picture_files", "read_picture"]

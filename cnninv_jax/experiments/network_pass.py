@@ -81,14 +81,16 @@ def activations(network: data.Network, picture: ArrayLike) -> dict[str, Float[Ar
     return {name: jnp.moveaxis(outputs[name], -1, 0) for name in output_names(geometry)}
 
 
-def shares(network: data.Network, picture: ArrayLike) -> dict[str, Float[Array, ""]]:
+def shares(network: data.Network, picture: ArrayLike, held: Weights | None = None) -> dict[str, Float[Array, ""]]:
     """Return the share of positive entries of every layer after its ReLU, and of every pool (Gilbert 2017, Table 2).
 
-    Args, errors and cost are those of `activations`; only one number a layer leaves the device.
+    Args, errors and cost are those of `activations`; only one number a layer leaves the device. ``held`` are the
+    network's `weights` in the picture's dtype, where many pictures are to be passed.
     """
     image = as_float(picture)
     geometry = check_picture(network, image.shape)
-    found = _shares(geometry, weights(network, image.dtype), prepare(network, image))
+    held = weights(network, image.dtype) if held is None else held
+    found = _shares(geometry, held, prepare(network, image))
     return {name: found[name] for name in output_names(geometry)}
 
 
