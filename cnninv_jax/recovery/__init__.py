@@ -1,0 +1,41 @@
+"""Recovery of codes from signals (Gilbert et al. 2017, Algs. 1 and 2), and layers of a CNN as its first iteration."""
+
+from cnninv_jax.recovery.iht import RESULTS as RESULTS
+from cnninv_jax.recovery.iht import IHTResult as IHTResult
+from cnninv_jax.recovery.iht import IHTState as IHTState
+from cnninv_jax.recovery.iht import gram_obstacle as gram_obstacle
+from cnninv_jax.recovery.iht import iht as iht
+from cnninv_jax.recovery.iht import iht_init as iht_init
+from cnninv_jax.recovery.iht import iht_step as iht_step
+from cnninv_jax.recovery.iht import iht_terminate as iht_terminate
+from cnninv_jax.recovery.lasso import LassoResult as LassoResult
+from cnninv_jax.recovery.lasso import duality_gap as duality_gap
+from cnninv_jax.recovery.lasso import lasso as lasso
+from cnninv_jax.recovery.layers import CNNLayer as CNNLayer
+from cnninv_jax.recovery.layers import LayersResult as LayersResult
+from cnninv_jax.recovery.layers import cnn_layer as cnn_layer
+from cnninv_jax.recovery.layers import iht_layers as iht_layers
+from cnninv_jax.recovery.sparse_code import SparseCodeResult as SparseCodeResult
+from cnninv_jax.recovery.sparse_code import sparse_code as sparse_code
+from cnninv_jax.recovery.steps import fixed_step as fixed_step
+
+__all__ = [
+    "RESULTS",
+    "CNNLayer",
+    "IHTResult",
+    "IHTState",
+    "LassoResult",
+    "LayersResult",
+    "SparseCodeResult",
+    "cnn_layer",
+    "duality_gap",
+    "fixed_step",
+    "gram_obstacle",
+    "iht",
+    "iht_init",
+    "iht_layers",
+    "iht_step",
+    "iht_terminate",
+    "lasso",
+    "sparse_code",
+]
