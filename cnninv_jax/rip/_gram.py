@@ -50,7 +50,9 @@ class Geometry:
         axes = (np.nonzero(axis >= 0) for axis in self.lookup)
         return tuple(int(np.max(np.abs(first - second), initial=0)) for first, second in axes)
 
-    def way(self, first: Int[np.ndarray, "... rank"], second: Int[np.ndarray, "... rank"]) -> Int[np.ndarray, "..."]:
+    def way(
+        self, first: Int[np.ndarray, "*one rank"], second: Int[np.ndarray, "*other rank"]
+    ) -> Int[np.ndarray, " *pairs"]:
         """Return which table holds the inner products of atoms at two shifts; 0 where they do not overlap."""
         number, apart = np.zeros((), np.int64), np.zeros((), bool)
         for axis, (lookup, overlaps) in enumerate(zip(self.lookup, self.overlaps, strict=True)):

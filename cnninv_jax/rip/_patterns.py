@@ -96,7 +96,7 @@ def list_patterns(model: Model, geometry: Geometry, limit: int) -> list[Patterns
     found: list[Patterns] = []
     total = 0
     num_filters = model.code_shape[0]
-    for size, sets in _connected_sets(model, geometry):
+    for size, sets in _connected_sets(model, geometry, limit):
         # A smaller set that uses every filter may have nowhere to grow.
         counts = range(1, min(num_filters, size) + 1) if size == model.size else [num_filters]
         for filters in counts:
@@ -113,7 +113,7 @@ def list_patterns(model: Model, geometry: Geometry, limit: int) -> list[Patterns
     return found
 
 
-def _connected_sets(model: Model, geometry: Geometry) -> Iterator[tuple[int, np.ndarray | None]]:
+def _connected_sets(model: Model, geometry: Geometry, limit: int) -> Iterator[tuple[int, np.ndarray | None]]:
     """Yield sizes and the multisets of shifts of that size, [P, size, rank], whose overlaps hang together.
 
     None stands for too many. Sets are sorted, and with valid padding moved as far down as pooling regions allow.
@@ -132,7 +132,9 @@ def _connected_sets(model: Model, geometry: Geometry) -> Iterator[tuple[int, np.
             yield size, sets
         if size == model.size:
             return
-        if len(sets) * size * len(around) > 64 * PATTERN_LIMIT:
+        # Every set grows by doubling its last shift, and then goes with any choice of as many filters.
+        least = math.comb(num_filters, model.size) * len(sets)
+        if least > limit or len(sets) * size * len(around) > 16 * PATTERN_LIMIT:
             yield model.size, None
             return
         near = (sets[:, :, None] + around).reshape(len(sets), -1, 1, rank)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ from cnninv_jax.rip._patterns import Patterns, list_patterns, support_model
 LISTED_LIMIT = 2**18
 #: Matrices worked on at a time: their entries stay in the cache.
 LANES = 4096
+#: Larger matrices than these are factored column by column, each column one operation of the program.
+_UNROLLED = 6
 
 
 def exact_constant(op: ConvOperator, k: float, *, members: int = 1, pool: PerAxis | None = None) -> Scalar:
@@ -95,12 +98,14 @@ def _over_lanes(table: Float[Array, "entries B"], indices: Int[np.ndarray, "entr
     parts = jnp.asarray(padded.reshape(len(indices), blocks, block).transpose(1, 0, 2))
 
     def step(best: Array, part: Array) -> tuple[Array, None]:
-        lower = _deviations(table[part])
-        return (jnp.maximum(best, jnp.max(_norms(lower), axis=0)) if len(indices) <= 3 else raise_to(best, lower)), None
+        lower = deviations(table[part])
+        if len(indices) <= 3:  # closed forms
+            return jnp.maximum(best, jnp.max(_norms(lower), axis=0)), None
+        return raise_to(best, lower)[0], None
 
     def guess(carry: tuple[Array, Array], part: Array) -> tuple[tuple[Array, Array], None]:
         largest, entries = carry
-        lower = _deviations(table[part])
+        lower = deviations(table[part])
         score = _score(lower)
         here = jnp.argmax(score, axis=0)
         value = jnp.take_along_axis(score, here[None], axis=0)[0]
@@ -117,32 +122,84 @@ def _over_lanes(table: Float[Array, "entries B"], indices: Int[np.ndarray, "entr
     return best
 
 
-def raise_to(best: Float[Array, " B"], lower: list[Float[Array, "S B"]]) -> Float[Array, " B"]:
-    """Return the larger of ``best`` and the norms of all matrices of a lane.
+def raise_to(best: Float[Array, " B"], lower: list[Float[Array, "S B"]]) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
+    """Return the larger of ``best`` and the norms of all matrices of a lane, and which it is (-1 for none).
 
     Whether b - A and b + A are positive definite costs a tenth of a norm, and hardly any matrix fails the test once b
     is near the maximum: only the most promising of those that fail are computed.
+
+    Args:
+        best: a number of every lane.
+        lower: lower triangles of the matrices, row by row.
     """
-    size = _size(lower)
-    slack = 1.0 + 8.0 * size * float(jnp.finfo(best.dtype).eps)
+    slack = 1.0 + 8.0 * _size(lower) * float(jnp.finfo(best.dtype).eps)
 
     def failing(best: Array) -> Array:
         bound = (best * slack)[None]
         return ~(_definite(lower, bound, 1.0) & _definite(lower, bound, -1.0))
 
-    def more(carry: tuple[Array, Array, Array]) -> Array:
-        _, fails, improved = carry
+    def more(carry: tuple[Array, Array, Array, Array]) -> Array:
+        _, _, fails, improved = carry
         return jnp.any(improved & jnp.any(fails, axis=0))
 
-    def body(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        best, fails, _ = carry
-        here = jnp.argmax(jnp.where(fails, _score(lower), -jnp.inf), axis=0)
+    def body(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        best, which, fails, _ = carry
+        here = jnp.argmax(jnp.where(fails, _score(lower), -jnp.inf), axis=0).astype(np.int32)
         value = jnp.maximum(_norms(list(_of_lanes(lower, here))), best)
+        improved = value > best
         # A matrix within rounding of the bound may fail and improve nothing: such a lane is done.
-        return value, failing(value), value > best
+        return value, jnp.where(improved, here, which), failing(value), improved
 
-    best, _, _ = jax.lax.while_loop(more, body, (best, failing(best), jnp.ones(best.shape, bool)))
-    return best
+    nothing = jnp.full(best.shape, -1, np.int32)
+    best, which, _, _ = jax.lax.while_loop(more, body, (best, nothing, failing(best), jnp.ones(best.shape, bool)))
+    return best, which
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def enumerate_patterns(
+    table: Float[Array, "ways K K"], patterns: tuple[Array, Array], filters: int, total: int, best: Scalar
+) -> tuple[Scalar, Int[Array, ""]]:
+    """Return the larger of ``best`` and all |G_S - I| of a list of patterns, and the number of that support, or -1.
+
+    Support s is pattern s mod P with choice s // P of the C(K, F) choices of filters, see `chosen_filters`.
+
+    Args:
+        table: inner products.
+        patterns: which filter of the choice every entry belongs to [P, r], and the table of every two entries.
+        filters: F.
+        total: number of supports, P C(K, F), below 2^31.
+        best: a lower bound of the constant; the better it is, the fewer norms are computed.
+
+    Cost: r^3 / 3 operations and r^2 / 2 look-ups a support; memory for `LANES` of them.
+    """
+    local, ways = patterns
+    rows, columns = np.tril_indices(local.shape[1])
+
+    def step(block: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        best, found = carry
+        number = jnp.minimum(block * LANES + jnp.arange(LANES, dtype=np.int32), total - 1)
+        choice, pattern = number // local.shape[0], number % local.shape[0]
+        chosen = chosen_filters(choice, table.shape[1], filters)
+        owner = jnp.take_along_axis(chosen, local[pattern].T, axis=0)
+        pairs = ways[pattern].transpose(1, 2, 0)
+        lower = table[pairs[rows, columns], owner[rows], owner[columns]]
+        value, which = raise_to(best[None], [entry[:, None] for entry in deviations(lower)])
+        return value[0], jnp.where(which[0] >= 0, number[which[0]], found)
+
+    blocks = -(-total // LANES)
+    start = (best, jnp.full((), -1, np.int32))
+    return jax.lax.fori_loop(0, blocks, lambda block, carry: step(jnp.asarray(block, np.int32), carry), start)
+
+
+def chosen_filters(choice: Int[Array, " lanes"], num_filters: int, filters: int) -> Int[Array, "F lanes"]:
+    """Return choice number ``choice`` of F of K filters in the combinatorial number system, ascending."""
+    rest, slots = choice, []
+    for slot in range(filters, 0, -1):
+        below = np.asarray([min(math.comb(c, slot), 2**31 - 1) for c in range(num_filters)], np.int32)
+        largest = jnp.sum(below[:, None] <= rest[None], axis=0, dtype=np.int32) - 1
+        rest = rest - jnp.asarray(below)[largest]
+        slots.append(largest)
+    return jnp.stack(slots[::-1])
 
 
 def _of_lanes(lower: list[Float[Array, "S B"]], which: Int[Array, " B"]) -> Float[Array, "entries B"]:
@@ -153,7 +210,7 @@ def _size(lower: list[Array]) -> int:
     return math.isqrt(2 * len(lower))
 
 
-def _deviations(lower: Float[Array, "entries *lanes"]) -> list[Float[Array, " *lanes"]]:
+def deviations(lower: Float[Array, " entries *lanes"]) -> list[Float[Array, " *lanes"]]:
     """Return the lower triangle of G - I, row by row, from that of G."""
     rows, columns = np.tril_indices(math.isqrt(2 * len(lower)))
     return [entry - 1.0 if i == j else entry for i, j, entry in zip(rows, columns, lower, strict=True)]
@@ -171,24 +228,38 @@ def _norms(lower: list[Float[Array, " *lanes"]]) -> Float[Array, " *lanes"]:
 
 def _score(lower: list[Float[Array, " *lanes"]]) -> Float[Array, " *lanes"]:
     """Return tr A^4, which ranks matrices nearly as the norm does."""
-    rows = _square(lower)
-    total = jnp.zeros_like(lower[0])
-    for i, j in itertools.combinations_with_replacement(range(len(rows)), 2):
-        entry = sum((a * b for a, b in zip(rows[i], rows[j], strict=True)), start=jnp.zeros_like(total))
-        total = total + (1.0 if i == j else 2.0) * entry * entry
-    return total
+    matrix = jnp.stack([jnp.stack(row) for row in _square(lower)])
+    square = sum((matrix[:, j, None] * matrix[None, j] for j in range(len(matrix))), start=jnp.zeros_like(matrix))
+    return jnp.sum(square * square, axis=(0, 1))
 
 
 def _definite(lower: list[Float[Array, " *lanes"]], bound: Array, sign: float) -> Array:
     """Whether bound - sign A is positive definite: all pivots of its factorisation L D L^T are positive."""
-    work = [[(bound if i == j else 0.0) - sign * entry for j, entry in enumerate(row[: i + 1])]
-            for i, row in enumerate(_square(lower))]  # fmt: skip
+    size = _size(lower)
+    work = [
+        [(bound if i == j else 0.0) - sign * entry for j, entry in enumerate(row[: i + 1])]
+        for i, row in enumerate(_square(lower))
+    ]
+    if size > _UNROLLED:
+        return _definite_stacked(work)
     fits = work[0][0] > 0
-    for step in range(len(work) - 1):
+    for step in range(size - 1):
         inverse = 1.0 / jnp.where(fits, work[step][step], 1.0)
-        for i in range(step + 1, len(work)):
+        for i in range(step + 1, size):
             factor = work[i][step] * inverse
             for j in range(step + 1, i + 1):
                 work[i][j] = work[i][j] - factor * work[j][step]
         fits &= work[step + 1][step + 1] > 0
+    return fits
+
+
+def _definite_stacked(rows: list[list[Array]]) -> Array:
+    """Return the same for larger matrices, in a program that does not grow with their cube."""
+    full = [[rows[max(i, j)][min(i, j)] for j in range(len(rows))] for i in range(len(rows))]
+    work = jnp.stack([jnp.stack(row) for row in full])
+    fits = work[0, 0] > 0
+    while work.shape[0] > 1:
+        factor = work[1:, 0] / jnp.where(fits, work[0, 0], 1.0)[None]
+        work = work[1:, 1:] - factor[:, None] * work[None, 0, 1:]
+        fits &= work[0, 0] > 0
     return fits
