@@ -208,6 +208,24 @@ def gaussian_failure(
     return Clipped(jnp.minimum(bound, 1.0), bound)
 
 
+def gaussian_constant(num_filters: ArrayLike, shifts: ArrayLike) -> Float[Array, " *batch"]:
+    """Return a C with which Theorem 3.1 (IJCAI) is proved for Gaussian filters, whatever k, delta, M, l and D are.
+
+    (1 + log 18 / log(K n)) / c with c = (1/2 - log(3/2)) / 2 = 0.047: `gaussian_failure` is at most
+    exp(k log(18 K n) - c M l delta^2) as delta < 1, and k log(18 K n) <= (c C) k log(K n). With this C the theorem's
+    epsilon, raised to the power c C >= 1, is no smaller than that. What simulation needs is some ten times less, see
+    `calibrate_C`.
+
+    Args:
+        num_filters: K.
+        shifts: n; K n must be at least 2.
+    """
+    blocks, n = as_floats(num_filters, shifts)
+    inside = (blocks >= 1) & (n >= 1) & (blocks * n >= 2)
+    log_size = jnp.log(jnp.where(inside, blocks * n, 2.0))
+    return jnp.where(inside, (1 + math.log(18.0) / log_size) / ((0.5 - math.log(1.5)) / 2), jnp.nan)
+
+
 def _solve_3_1(unknown: str, log_size: Array, version: Version, **known: Array) -> Array:
     """Return the unknown of C log_term / delta^2 = ratio; log_size = log K + log n."""
     if unknown in ("k", "epsilon"):
