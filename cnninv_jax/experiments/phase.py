@@ -251,6 +251,7 @@ def _half_table(
         "Interpolated over log M; the interval is where Wilson's bounds cross one half. - : not within the grid.",
         "fitted C: M l^2/D = C k (log K + log n), the form of Thm 3.1, put through these places; "
         f"K = {p.K}, n = {p.shifts}.",
+        "A small error without the support: another code of M_k gives nearly the same x (as at small M and large k).",
         "exponent of k: slope of log M l^2/D over log k; the theorem's form has 1.",
     )
     return Table("M l^2/D at which half of the draws succeed", ("k", *columns), tuple(rows), notes)
@@ -279,7 +280,7 @@ def _figure(report: Mapping[str, Any], dataset: xr.Dataset) -> Figure:
 
 PHASE = Study(
     name="gilbert-phase",
-    title="When a code is recovered: one IHT step and converged IHT over k and M l^2 / D",
+    title="Phase diagram of recovery: one IHT step (a CNN layer) and converged IHT",
     source="Gilbert et al. 2017, Thms 3.1 and 3.3, Alg. 1",
     parameters=PhaseParameters,
     compute=_compute,

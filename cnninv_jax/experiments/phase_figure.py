@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 #: Lines of equal probability.
-LEVELS = {0.1: "dotted", 0.5: "solid", 0.9: "dashed"}
+LEVELS: Mapping[float, Literal["dotted", "solid", "dashed"]] = {0.1: "dotted", 0.5: "solid", 0.9: "dashed"}
 
 
 def phase_figure(report: Mapping[str, Any], dataset: xr.Dataset) -> Figure:
@@ -61,7 +61,7 @@ def _subtitle(p: Mapping[str, Any], findings: Mapping[str, Any]) -> str:
     return (
         f"K={p['K']}, l={p['ell']}, D={p['D']}, t={p['stride']}, n={findings['n']}; {filters} filters, {p['values']} "
         f"values; {findings['draws_per_cell']} draws a cell; converged: {p['step']} step, residual < {p['tol']:g} |x| "
-        f"or {p['num_steps']} steps ({100 * findings['not_converged']['mean']:.0f}% of all draws stop there)"
+        f"within {p['num_steps']} steps ({100 * findings['not_converged']['mean']:.0f}% of all draws do not converge)"
     )
 
 
@@ -109,7 +109,9 @@ def _theorem(axes: Axes, fit: Mapping[str, float], num_filters: int, shifts: int
     k = np.linspace(max(low, 0.5), high, 200)
     line = fit["C"] * k * (math.log(num_filters) + math.log(shifts))
     axes.plot(k, line, color=COLOURS[1], linewidth=1.8, label=f"fit: $C$ = {fit['C']:.3g}")
-    axes.legend(loc="lower right", fontsize=8, framealpha=0.9)
+    # Where the line leaves the map through its top, the upper corner is taken.
+    corner = "lower right" if line[-1] > axes.get_ylim()[1] else "upper right"
+    axes.legend(loc=corner, fontsize=8, framealpha=0.9)
 
 
 def _legend(figure: Figure) -> None:
