@@ -1,0 +1,75 @@
+"""One step of W^T M(W f, k) on real activations, in every reading of Gilbert et al. 2017, Table 3."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from cnninv_jax._typing import Array, FilterBank, Float, PRNGKeyArray, Scalar, Signal
+from cnninv_jax.operators import analysis, conv_operator, synthesis
+from cnninv_jax.sparsity import num_blocks, project
+
+#: What M keeps: the entry of largest magnitude of every region (2.3), or the largest one after a ReLU.
+PROJECTIONS = ("magnitude", "relu")
+#: What Table 2's share is a share of: all entries of h (at most one per region), or the regions.
+COUNTS = ("entries", "regions")
+#: How f_hat is compared with f: brought to f's norm, as it is, or its positive part brought to f's norm.
+SCALINGS = ("scaled", "unscaled", "rectified")
+#: All readings by name, and that of the table's columns.
+READINGS = tuple(".".join(parts) for parts in itertools.product(PROJECTIONS, COUNTS, SCALINGS))
+MAIN = "magnitude.entries.scaled"
+
+
+def sizes(code_shape: tuple[int, ...], share: float, pool: int) -> tuple[int, int]:
+    """Return k in both readings of a share of non-zeros, see `COUNTS`."""
+    blocks = num_blocks(code_shape, pool)
+    entries = round(share * math.prod(code_shape))
+    return max(1, min(entries, blocks)), max(1, round(share * blocks))
+
+
+@functools.partial(jax.jit, static_argnames=("share", "pool"))
+def reconstruction_errors(f: Signal, bank: FilterBank, *, share: float, pool: int) -> dict[str, Scalar]:
+    """Return |f - f_hat| / |f| for f_hat = W^T M(W f, k) (Gilbert et al. 2017, 4.5).
+
+    Args:
+        f: activations after pooling, [M, D, D].
+        bank: filters of the layer above, [K, M, ell, ell]; W has same padding and stride 1.
+        share: Table 2's share of non-zeros of the layer above; static.
+        pool: side of the pooling regions of M; static.
+
+    Returns:
+        One error for each of `READINGS`. The scaled ones do not depend on the filters' scale. NaN where f or f_hat
+        is zero.
+
+    Cost: one analysis, and one synthesis for each of four codes.
+    """
+    op = conv_operator(bank, f.shape[1:], padding="same")
+    h = analysis(op, f)
+    size = _norm(f)
+    counts = dict(zip(COUNTS, sizes(op.code_shape, share, pool), strict=True))
+    found = {}
+    for projection in PROJECTIONS:
+        for count, k in counts.items():
+            code = project(h, k, pool=pool, nonnegative=projection == "relu")
+            estimate = synthesis(op, code)
+            positive = jnp.maximum(estimate, 0.0)
+            compared = (estimate * (size / _norm(estimate)), estimate, positive * (size / _norm(positive)))
+            for scaling, value in zip(SCALINGS, compared, strict=True):
+                found[f"{projection}.{count}.{scaling}"] = _norm(f - value) / size
+    return found
+
+
+@jax.jit
+def random_activation_error(key: PRNGKeyArray, f: Signal) -> Scalar:
+    """Return |f - g| / |f| for Gaussian g of f's norm: sqrt(2 - 2 cos), sqrt 2 but for chance (footnote 13)."""
+    noise = jax.random.normal(key, f.shape, f.dtype)
+    size = _norm(f)
+    return _norm(f - noise * (size / _norm(noise))) / size
+
+
+def _norm(array: Float[Array, ...]) -> Scalar:
+    return jnp.sqrt(jnp.sum(jnp.square(array)))

@@ -1,0 +1,93 @@
+"""The figure beside Gilbert et al. 2017, Table 3, from the saved findings: errors by layer, and every reading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cnninv_jax.experiments.render import COLOURS
+from cnninv_jax.experiments.table3_tables import LABELS, METHODS, printed, words
+
+
+def table3_figure(report: Mapping[str, Any]) -> Figure:
+    """Draw the errors of every layer beside the paper's (left), and all readings of the filters' columns (right).
+
+    Args:
+        report: report.json.
+    """
+    findings = report["findings"]
+    layers = findings["layers"]
+    figure = Figure(figsize=(14.0, 6.2), layout="constrained")
+    figure.suptitle(f"{report['source']}: {report['title']}\n", fontsize=13, fontweight="bold")
+    origins = "; ".join(f"{found['input']} of {found['origin']} filters" for found in layers.values())
+    figure.text(
+        0.5, 0.928, f"f: {origins}; {len(findings['pictures'])} pictures ({_name(findings['source'])})", ha="center",
+        va="center", fontsize=9, color="0.3",
+    )  # fmt: skip
+    left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.25))
+    _by_layer(left, layers, findings["main_reading"])
+    _by_reading(right, layers)
+    return figure
+
+
+def _name(source: str) -> str:
+    return source.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _by_layer(axes: Axes, layers: Mapping[str, Any], reading: str) -> None:
+    """Draw means with their intervals, and the printed numbers as open diamonds."""
+    shown = [method for method in METHODS if any(method in found["errors"] for found in layers.values())]
+    offsets = dict(zip(shown, np.linspace(-0.27, 0.27, len(shown)), strict=True))
+    for colour, method in zip(COLOURS, METHODS, strict=True):
+        rows = [
+            (place, layer, found["errors"][method][reading])
+            for place, (layer, found) in enumerate(layers.items())
+            if method in found["errors"]
+        ]
+        if not rows:
+            continue
+        places = np.asarray([place for place, _, _ in rows]) + offsets[method]
+        means = np.asarray([numbers["mean"] for _, _, numbers in rows])
+        bounds = [numbers["interval_95"] for _, _, numbers in rows]
+        half = np.abs(np.asarray([[np.nan if end is None else end for end in pair] for pair in bounds]).T - means)
+        axes.errorbar(places, means, half, fmt="o", color=colour, capsize=4, label=f"{LABELS[method]}, 95% interval")
+        paper = [printed(int(layer), method) for _, layer, _ in rows]
+        axes.plot(places, paper, "D", markerfacecolor="none", color=colour, markersize=9)
+    axes.plot([], [], "D", markerfacecolor="none", color="0.3", label="paper")
+    axes.axhline(np.sqrt(2.0), color="0.6", linewidth=0.8, linestyle=":", label=r"$\sqrt{2}$")
+    axes.set_xticks(
+        range(len(layers)), [f"{layer}: {found['input']}\n{found['filters']}" for layer, found in layers.items()]
+    )
+    axes.set_xlim(-0.5, len(layers) - 0.5)
+    axes.set_ylim(0.6, 1.9)
+    axes.set_title(f"{words(reading)}", fontsize=11)
+    axes.set_xlabel("layer i: f, and the filters that reconstruct it")
+    axes.set_ylabel(r"$\|f - \hat f\|_2\,/\,\|f\|_2$")
+    axes.legend(fontsize=8, loc="upper left", ncols=2)
+
+
+def _by_reading(axes: Axes, layers: Mapping[str, Any]) -> None:
+    """Draw differences from the printed numbers for every reading: colours for filters, digits for layers."""
+    readings: list[str] = []
+    for colour, method in zip(COLOURS, METHODS[:-1], strict=False):
+        for layer, found in layers.items():
+            errors = found["errors"].get(method)
+            if errors is None:
+                continue
+            readings = list(errors)
+            gaps = [errors[name]["mean"] - printed(int(layer), method) for name in readings]
+            axes.plot(
+                gaps, np.arange(len(readings))[::-1], linestyle="none", marker=f"${layer}$", markersize=8, color=colour
+            )
+        if any(method in found["errors"] for found in layers.values()):
+            axes.plot([], [], "s", color=colour, label=LABELS[method])
+    axes.axvspan(-0.05, 0.05, color="0.88", zorder=0, label="within 0.05")
+    axes.axvline(0.0, color="0.5", linewidth=0.8)
+    axes.set_yticks(np.arange(len(readings))[::-1], [words(name) for name in readings], fontsize=8)
+    axes.set_title("every reading (digits: layers)", fontsize=11)
+    axes.set_xlabel(r"found less printed $\|f - \hat f\|_2\,/\,\|f\|_2$")
+    axes.legend(fontsize=8, loc="lower right")
