@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,12 +28,14 @@ _DEFLATE_LIMIT = 1032
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 _SUFFIXES = {
     ".npy": "npy", ".npz": "npz", ".safetensors": "safetensors", ".h5": "h5", ".hdf5": "h5", ".keras": "h5",
+    ".caffemodel": "caffemodel",
 }  # fmt: skip
 _WHAT = {
     "npy": "a NumPy .npy array",
     "npz": "a zip archive (.npz)",
     "h5": "an HDF5 file",
     "safetensors": "a safetensors file",
+    "caffemodel": "a Caffe model",
     "lfs": "a Git LFS pointer, the stand-in for a file that was not fetched",
     "html": "a web page",
 }
@@ -58,7 +60,7 @@ def open_entries(path: Path) -> tuple[str, list[Entry]]:
     """List the arrays of the file at ``path``.
 
     Returns:
-        The kind of file (``npy``, ``npz``, ``safetensors`` or ``h5``) and its arrays in file order.
+        The kind of file (``npy``, ``npz``, ``safetensors``, ``h5`` or ``caffemodel``) and its arrays in file order.
 
     Raises:
         FilterFileError: if the file is missing, unreadable, damaged, a pickle, or not what its name says.
@@ -74,7 +76,7 @@ def open_entries(path: Path) -> tuple[str, list[Entry]]:
     if kind is None:
         raise FilterFileError(
             f"{str(path)!r} has the extension {suffix!r}, but filters are read from .npy, .npz, "
-            ".safetensors, .h5 and .hdf5 files: convert or rename it"
+            ".safetensors, .h5, .hdf5 and .caffemodel files: convert or rename it"
         )
     if suffix == ".keras" and found == "npz":
         raise FilterFileError(
@@ -310,6 +312,12 @@ def _h5_entry(path: Path, name: str, node: Any) -> Entry:
     return Entry(name, shape, dtype, _guarded(read, path, "h5"))
 
 
+def _open_caffemodel(path: Path) -> list[Entry]:
+    from cnninv_jax.data._caffemodel import list_blobs
+
+    return [replace(entry, read=_guarded(entry.read, path, "caffemodel")) for entry in list_blobs(path)]
+
+
 def _guarded(read: Callable[[], np.ndarray], path: Path, kind: str) -> Callable[[], np.ndarray]:
     def guarded() -> np.ndarray:
         with _reading(path, _WHAT[kind]):
@@ -320,4 +328,5 @@ def _guarded(read: Callable[[], np.ndarray], path: Path, kind: str) -> Callable[
 
 _OPENERS: dict[str, Callable[[Path], list[Entry]]] = {
     "npy": _open_npy, "npz": _open_npz, "safetensors": _open_safetensors, "h5": _open_h5,
+    "caffemodel": _open_caffemodel,
 }  # fmt: skip

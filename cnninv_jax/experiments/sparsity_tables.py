@@ -198,8 +198,8 @@ def _readable(content: Mapping[str, Any], table: str) -> Table:
     ]
     if content["random"]:
         notes.append(
-            "One draw of random filters, not trained ones: they answer with either sign equally often, so about half the "
-            "entries are positive; give --weights to compare with the printed column."
+            "One draw of random filters, not trained ones: they answer with either sign equally often, so about half "
+            "of the entries are positive; give --weights to compare with the printed column."
         )
     else:
         notes += [f"{note[0].upper()}{note[1:]}." for note in content["notes"]]
