@@ -1,12 +1,12 @@
 """Iterative hard thresholding by cross-correlations of filters, one problem after the other; made for a CPU.
 
 W W^T z is a sum of k columns of W W^T, and the column of filter f at shift p is its cross-correlation
-C[f, i, u] = sum over m, s of w[f, m, s + u t] w[i, m, s] with every filter i, moved by p: an iteration adds k K (2 l - 1)
-numbers in place of 2 K n M l. Rows of C are computed when their filter first enters a support.
+C[f, u, i] = sum over m, s of w[f, m, s + u t] w[i, m, s] with every filter i, moved by p: an iteration adds
+k K (2 l - 1) numbers in place of 2 K n M l. C[f] is computed when filter f first enters a support.
 
 Once the support stands still, the iteration is affine in its k values, and the rest of its path is known from powers of
-a k x k matrix. What every other entry of h can become on that path is bounded, |h| + |W W^T| |dz|; where no bound reaches
-the entries kept, the support provably stays and the path is the result. Else the full iteration goes on.
+a k x k matrix. What every other entry of h can become on that path is bounded, |h| + |W W^T| |dz|; where no bound
+reaches the entries kept, the support provably stays and the path is the result. Else the full iteration goes on.
 
 A problem runs through small kernels in the first two levels of cache, each with a loop count of its own; lanes side by
 side would wait for the slowest and scatter element by element. So a `vmap` becomes a scan.
@@ -103,7 +103,7 @@ class _Run(NamedTuple):
     places: Int[Array, " k"]
     values: Float[Array, " k"]
     norms: Float[Array, " steps+1"]
-    count: Int[Array, ""]
+    steps: Int[Array, ""]
     reached: Bool[Array, ""]
     diverged: Bool[Array, ""]
     still: Bool[Array, ""]  # the last iteration changed nothing, or the rest of the path is taken
@@ -233,16 +233,16 @@ def _solve_one(
 
     workspace, run = lax.while_loop(lambda carry: ~_ended(geo, carry[1]), until_calm, (workspace, run))
     # After the last iteration its norm repeats.
-    last = jnp.minimum(np.arange(geo.num_steps + 1, dtype=np.int32), run.count)
+    last = jnp.minimum(np.arange(geo.num_steps + 1, dtype=np.int32), run.steps)
     code = jnp.zeros((geo.num_filters, geo.shifts), bank.dtype).at[run.filters, run.places].add(run.values)
     # A fixed point stays for all the iterations that were asked for.
     whole = run.still & usable & ~run.reached
-    steps = jnp.where(whole, np.int32(geo.num_steps), run.count)
+    steps = jnp.where(whole, np.int32(geo.num_steps), run.steps)
     return workspace, Found(code, run.norms[last], steps, run.reached, run.diverged, problem.norm)
 
 
 def _ended(geo: Geometry, run: _Run) -> Bool[Array, ""]:
-    return run.reached | run.diverged | run.still | (run.count >= geo.num_steps)
+    return run.reached | run.diverged | run.still | (run.steps >= geo.num_steps)
 
 
 def _move(geo: Geometry, problem: _Problem, run: _Run, h: Float[Array, "n K"], moved: Array) -> _Run:
@@ -261,7 +261,7 @@ def _move(geo: Geometry, problem: _Problem, run: _Run, h: Float[Array, "n K"], m
     same = jnp.all(jnp.any(as_before, axis=1))
     still = same & jnp.all(jnp.any(as_before & (values[:, None] == run.values[None]), axis=1))
     gap = best[filters[-1]] - (best[order[-1]] if kept > geo.k else 0.0)
-    count = run.count + 1
+    count = run.steps + 1
     found = _Run(
         filters, places, values, run.norms.at[count].set(norm), count, norm <= problem.limit, run.diverged,
         still, same & (moved <= CALM * gap) & (count >= run.next_trial), run.next_trial,
@@ -281,7 +281,7 @@ def _finish(geo: Geometry, problem: _Problem, table: Float[Array, "K u K"], run:
     gram = jnp.where(jnp.abs(lag) <= geo.reach, gram, 0.0)  # W_S W_S^T
     path = _path(geo, jnp.eye(geo.k, dtype=table.dtype) - problem.step * gram, problem.step * at_support)
 
-    rest = geo.num_steps - run.count
+    rest = geo.num_steps - run.steps
     ahead = np.arange(path.shape[1], dtype=np.int32)
     on_path = (ahead <= rest)[None]
     away = jnp.max(jnp.where(on_path, jnp.abs(path), 0.0), axis=1)
@@ -310,21 +310,21 @@ def _finish(geo: Geometry, problem: _Problem, table: Float[Array, "K u K"], run:
     low = here & (norms <= problem.limit)
     reached = jnp.any(low)
     taken = jnp.where(reached, jnp.argmax(low).astype(np.int32), rest)
-    at = np.arange(geo.num_steps + 1, dtype=np.int32) - run.count
+    at = np.arange(geo.num_steps + 1, dtype=np.int32) - run.steps
     tail = norms[jnp.clip(at, 0, path.shape[1] - 1)]
     done = run._replace(
         values=run.values + _column(path, taken),
         norms=jnp.where(at > 0, tail, run.norms),
-        count=run.count + taken,
+        steps=run.steps + taken,
         reached=reached,
         still=~reached,
     )
-    again = run._replace(calm=jnp.zeros_like(run.calm), next_trial=run.count + 2)
+    again = run._replace(calm=jnp.zeros_like(run.calm), next_trial=run.steps + 2)
     return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), done, again)
 
 
 def _path(geo: Geometry, matrix: Float[Array, "k k"], first: Float[Array, " k"]) -> Float[Array, "k w"]:
-    """Return dz_0 = 0, dz_1, ... of dz_{j+1} = A dz_j + a, at least num_steps of them, doubling their number each time."""
+    """Return dz_0 = 0, dz_1, ... of dz_{j+1} = A dz_j + a, at least num_steps, their number doubled each time."""
     path, power = jnp.zeros((geo.k, 1), matrix.dtype), matrix
     following = first
     while path.shape[1] < geo.num_steps:

@@ -197,7 +197,9 @@ def iht(
     nonnegative: bool = False,
     method: Method = "auto",
 ) -> IHTResult:
-    """Recover a model-k-sparse z with x = W^T z: z_{i+1} = M(z_i + step W (x - W^T z_i), k) (Gilbert et al. 2017, Alg. 1).
+    """Recover a model-k-sparse z with x = W^T z by iterative hard thresholding (Gilbert et al. 2017, Alg. 1).
+
+    z_0 = 0, z_{i+1} = M(z_i + step W (x - W^T z_i), k).
 
     Works under ``jit``, ``vmap`` (over filters, signals, both) and ``grad``. Derivatives go along the path the
     iteration took, supports fixed, through a scan of num_steps turns: num_steps iterates are kept in memory.

@@ -7,6 +7,7 @@ signal of the next, and the way back unpools at the switches of the way forth.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -61,7 +62,7 @@ class LayersResult(NamedTuple):
 def cnn_layer(
     op: ConvOperator, x: ArrayLike, k: Sparsity, *, pool: PerAxis | None = None, nonnegative: bool = False
 ) -> CNNLayer:
-    """Return one CNN layer: convolution, max-pooling, the k largest, unpooling (Gilbert et al. 2017, Alg. 1, lines 4-6).
+    """Return convolution, max-pooling, the k largest, unpooling: a layer (Gilbert et al. 2017, Alg. 1, lines 4-6).
 
     Its code equals one step of `iht` from z = 0 at step 1, M(W x, k).
 
@@ -97,9 +98,9 @@ def iht_layers(
 ) -> LayersResult:
     """Encode layer by layer with model IHT and go back from the top (the future work of Gilbert et al. 2017, 2.2).
 
-    z_l = IHT(x_l, k_l), x_{l+1} = the pooled values of z_l. Back: x^_L = W_L^T z_L, then z^_l = x^_{l+1} at the switches
-    of z_l, in the blocks that are non-zero there, and x^_l = W_l^T z^_l. With ``num_steps=1`` the way forth is a CNN and
-    the way back its unpooling decoder.
+    z_l = IHT(x_l, k_l), x_{l+1} = the pooled values of z_l. Back: x^_L = W_L^T z_L, then z^_l = x^_{l+1} at the
+    switches of z_l, in the blocks that are non-zero there, and x^_l = W_l^T z^_l. With ``num_steps=1`` the way forth is
+    a CNN and the way back its unpooling decoder.
 
     Args:
         ops: the layers; each takes signals of the shape that the one below hands on: (K, *regions) of pooled
@@ -152,13 +153,13 @@ def _check(
     """Return the pooling window of every layer."""
     if feed not in FEEDS:
         raise ValueError(f"expected feed to be one of {', '.join(FEEDS)}, got {feed!r}")
-    windows = [None] * len(ops) if pools is None else list(pools)
+    windows: list[PerAxis | None] = list(pools) if pools is not None else [None for _ in ops]
     if not ops or len(ks) != len(ops) or len(windows) != len(ops):
         raise ValueError(
             f"expected at least one layer, and one k and one pooling window for each, got {len(ops)} layers, "
             f"{len(ks)} ks and {len(windows)} pools"
         )
-    for number, (below, above) in enumerate(zip(ops, ops[1:], strict=False), start=1):
+    for number, (below, above) in enumerate(itertools.pairwise(ops), start=1):
         handed = below.code_shape
         if feed == "pooled":
             handed = (below.num_filters, *regions(below.shifts, windows[number - 1]))
