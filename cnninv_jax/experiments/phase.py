@@ -64,10 +64,11 @@ class PhaseParameters:
     threshold: float = 0.1
     """Relative error |x_hat - x| / |x| below which a signal counts as recovered."""
     step: Literal["normalized", "safe", "unit"] = "normalized"
-    """Step of converged IHT: chosen in every iteration (normalized), 1 / |W|^2 (safe), or the paper's 1 (unit), which
-    diverges where W W^T on a support is far from 1. The one step is the paper's."""
+    """Step of converged IHT: chosen in every iteration (normalized), 1 / |W|^2 (safe; slow, 50 steps are too few), or
+    the paper's 1 (unit), which diverges where W W^T on a support is far from 1. The one step is the paper's."""
     num_steps: int = 50
-    """Most steps of converged IHT."""
+    """Most steps of converged IHT. With 400 in place of 50, few cells change: the most at M = 8, k = 40, from 11% to 28%
+    exact supports."""
     tol: float = 1e-5
     """Relative residual at which IHT has converged; a non-zero of z below about this part of |z| counts for nothing."""
 

@@ -14,6 +14,7 @@ from oracles import dense_matrix
 
 from cnninv_jax import montecarlo as mc
 from cnninv_jax.experiments.phase import (
+    MEANS,
     PHASE,
     PROBABILITIES,
     PhaseParameters,
@@ -103,7 +104,7 @@ def test_the_draw_has_the_law_of_a_plain_simulation(step, k, channels):
     many = jax.jit(lambda keys, k: jax.vmap(lambda key: draw(key, k=k, M=channels))(keys))
     ours = many(jax.random.split(jax.random.key(3), 4000), jnp.asarray(k))
     generator = np.random.default_rng(4)
-    plain = [numpy_draw(generator, draw, k, channels) for _ in range(1500)]
+    plain = [numpy_draw(generator, draw, k, channels) for _ in range(800)]
     undecided = 0
     for name in plain[0]:
         first, second = np.asarray(ours[name], float), np.array([one[name] for one in plain], float)
@@ -232,7 +233,7 @@ def test_all_k_share_the_program_of_their_channels(study):
 def test_a_cell_is_the_run_of_its_draw(study):
     draw = checked_draw(SMALL, "float32")
     one = {"k": (2,), "M": (8,)}
-    sizes = {"chunk_size": 20, "lanes": 4, "progress": False}
+    sizes = {"chunk_size": 20, "lanes": 4, "statistics": {name: mc.Moments() for name in MEANS}, "progress": False}
     cell = mc.sweep(draw, 0, one, SMALL.num_draws, static=["M"], traced=["k"], **sizes)[{"k": 2, "M": 8}]
     held = dataset_of(study.folder).sel(k=2, M=8)
     for name in PROBABILITIES:
