@@ -67,8 +67,8 @@ class PhaseParameters:
     """Step of converged IHT: chosen in every iteration (normalized), 1 / |W|^2 (safe; slow, 50 steps are too few), or
     the paper's 1 (unit), which diverges where W W^T on a support is far from 1. The one step is the paper's."""
     num_steps: int = 50
-    """Most steps of converged IHT. With 400 in place of 50, few cells change: the most at M = 8, k = 40, from 11% to 28%
-    exact supports."""
+    """Most steps of converged IHT. With 400 in place of 50, few cells change: the most at M = 8, k = 40, from 11% to
+    28% exact supports."""
     tol: float = 1e-5
     """Relative residual at which IHT has converged; a non-zero of z below about this part of |z| counts for nothing."""
 
