@@ -1,27 +1,31 @@
 """Accelerated proximal gradient for min |x - W^T z|^2 + lam |z|_1, with a step that fits the code's own curvature.
 
-|W|^2 is the curvature along dense codes. Along the differences of sparse ones it is many times smaller, and so is the
-number of steps if the step size follows it (Scheinberg, Goldfarb and Bai 2014): a step t from y to z is accepted if
-
-    |W^T (z - y)|^2 <= |z - y|^2 / (2 t),
-
-for a quadratic the exact condition under which the step lies below its model, otherwise t shrinks and the step is
-tried again. An accepted step that raises the objective is thrown away together with its momentum, and one without
-momentum cannot raise it: divergence is impossible, and no bound of |W|^2 is needed.
+|W|^2 is the curvature along dense codes. Along differences of sparse ones it is several times smaller, and the number
+of steps falls with its root if the step follows it: after a step from y to z the longest one that would still have stayed
+below its quadratic model is known exactly, |z - y|^2 / (2 |W^T (z - y)|^2). The next step grows towards it or shrinks
+below it. What a step must do is lower the objective; one that does not is undone together with its momentum, and then
+with half its length until it does, which a step below 1 / (2 |W|^2) must: no step size diverges, and no bound of |W|^2
+is needed.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import sequential_vmap
 
 from cnninv_jax._typing import Array, Bool, Code, Int, Scalar, Signal
 from cnninv_jax.operators import ConvOperator, analysis, synthesis
 
-#: Growth of the step after an accepted one, and the most that a rejected one shrinks.
-_GROW, _SHRINK = 1.1, 0.5
+#: Growth of a step that was short enough; the most, and the least, that one too long shrinks.
+_GROW, _SHRINK, _EASE = 1.05, 0.5, 0.99
+#: On a CPU, lanes of a batch whose codes are this large run one after the other: each fills the cores and the cache,
+#: and none waits for the slowest.
+SEQUENTIAL_SIZE = 2**15
 
 
 class Problem(NamedTuple):
@@ -43,12 +47,13 @@ class Gap(NamedTuple):
 
 
 class State(NamedTuple):
-    """Iterate z, point y from which the next step starts, their images, gradient at y, step and momentum."""
+    """Iterate z, the one before, their images, and y = z + weight (z - before) with the gradient there."""
 
     z: Code
+    before: Code
     image: Signal
-    y: Code
-    image_of_y: Signal
+    image_before: Signal
+    weight: Scalar
     gradient: Code
     step: Scalar
     momentum: Scalar
@@ -64,7 +69,7 @@ def shrink(problem: Problem, code: Code, threshold: Scalar) -> Code:
     """Return the proximal point of threshold |z|_1 on the support: soft thresholding."""
     if problem.nonnegative:
         return restrict(problem, jnp.maximum(code - threshold, 0.0))
-    return restrict(problem, jnp.sign(code) * jnp.maximum(jnp.abs(code) - threshold, 0.0))
+    return restrict(problem, code - jnp.clip(code, -threshold, threshold))
 
 
 def gap_at(problem: Problem, code: Code, image: Signal) -> Gap:
@@ -87,57 +92,63 @@ def gap_at(problem: Problem, code: Code, image: Signal) -> Gap:
     return Gap(objective, absolute, relative)
 
 
-def start(problem: Problem, code: Code) -> State:
-    """Return the state at a code, with the step of a gradient descent along its gradient."""
-    image = synthesis(problem.op, code)
+def start(problem: Problem, code: Code | None) -> State:
+    """Return the state at a code (None: zero), its step the one that fits the curvature along the gradient."""
+    image = jnp.zeros_like(problem.x) if code is None else synthesis(problem.op, code)
+    z = jnp.zeros(problem.op.code_shape, problem.x.dtype) if code is None else code
     gradient = 2 * analysis(problem.op, image - problem.x)
     slope = restrict(problem, gradient)
-    curved = _square(synthesis(problem.op, slope))
-    step = _square(slope) / (2 * jnp.where(curved > 0, curved, 1.0))
-    step = jnp.where((curved > 0) & (step > 0), step, 1.0)
-    objective = _square(problem.x - image) + problem.lam * jnp.sum(jnp.abs(code))
-    return State(code, image, code, image, gradient, step, jnp.ones_like(step), objective)
+    step = _fitting(_square(slope), _square(synthesis(problem.op, slope)), jnp.ones_like(problem.lam))
+    one = jnp.ones_like(step)
+    return State(z, z, image, image, 0 * one, gradient, step, one, _objective(problem, z, image))
 
 
 def advance(problem: Problem, state: State) -> State:
-    """Try one step: one synthesis, one analysis."""
-    z, image, y, image_of_y, gradient, step, momentum, objective = state
+    """Make one step: one synthesis, one analysis."""
+    z, before, image, image_before, weight, gradient, step, momentum, objective = state
     eps = float(jnp.finfo(z.dtype).eps)
+    y = z + weight * (z - before)
     trial = shrink(problem, y - step * gradient, step * problem.lam)
     image_of_trial = synthesis(problem.op, trial)
-    length, curved = _square(trial - y), _square(image_of_trial - image_of_y)
-    # Below the rounding of an image its difference says nothing.
-    noise = jnp.square(16 * eps) * (_square(image_of_trial) + _square(problem.x))
-    fits = curved <= length / (2 * step) + noise
-    reached = _square(problem.x - image_of_trial) + problem.lam * jnp.sum(jnp.abs(trial))
+    reached = _objective(problem, trial, image_of_trial)
     falls = reached <= objective * (1 + 16 * eps)
-    accepted = fits & falls
+
+    back = y - trial
+    length = _square(back)
+    curved = _square(image + weight * (image - image_before) - image_of_trial)
+    # Below the rounding of the images their difference says nothing about a step.
+    heard = curved > jnp.square(16 * eps) * (_square(image_of_trial) + _square(problem.x))
+    fitting = _fitting(length, curved, step)
+    following = jnp.where(fitting < step, jnp.clip(fitting, _SHRINK * step, _EASE * step), _GROW * step)
+    following = jnp.where(heard, following, step)
+    following = jnp.where(falls | (weight > 0), following, jnp.minimum(following, _SHRINK * step))
 
     # O'Donoghue and Candes 2015: momentum that points uphill is dropped.
-    uphill = jnp.sum((y - trial) * (trial - z)) > 0
-    # A difference lost in rounding is no evidence for a longer step.
-    longer = jnp.where(curved > noise, step * _GROW, step)
-    following = (1 + jnp.sqrt(1 + 4 * (step / longer) * jnp.square(momentum))) / 2
-    weight = jnp.where(uphill, 0.0, (momentum - 1) / following)
-    following = jnp.where(uphill, 1.0, following)
-    shorter = jnp.clip(length / (2 * jnp.where(curved > 0, curved, 1.0)), step * _SHRINK, step * 0.8)
-
-    # Too long a step is tried again from the same y; one that climbs goes back to z, without momentum.
-    new_z, new_image = jnp.where(accepted, trial, z), jnp.where(accepted, image_of_trial, image)
-    new_y = jnp.where(accepted, trial + weight * (trial - z), jnp.where(fits, z, y))
-    new_image_of_y = jnp.where(
-        accepted, image_of_trial + weight * (image_of_trial - image), jnp.where(fits, image, image_of_y)
-    )
+    onwards = falls & (jnp.sum(back * (trial - z)) <= 0)
+    larger = (1 + jnp.sqrt(1 + 4 * (step / following) * jnp.square(momentum))) / 2
+    following_weight = jnp.where(onwards, (momentum - 1) / larger, 0.0)
+    new, new_image = jnp.where(falls, trial, z), jnp.where(falls, image_of_trial, image)
     return State(
-        new_z,
+        new,
+        z,
         new_image,
-        new_y,
-        new_image_of_y,
-        2 * analysis(problem.op, new_image_of_y - problem.x),
-        jnp.where(accepted, longer, jnp.where(fits, step, shorter)),
-        jnp.where(accepted, following, jnp.where(fits, 1.0, momentum)),
-        jnp.where(accepted, reached, objective),
+        image,
+        following_weight,
+        2 * analysis(problem.op, new_image + following_weight * (new_image - image) - problem.x),
+        following,
+        jnp.where(onwards, larger, 1.0),
+        jnp.where(falls, reached, objective),
     )
+
+
+def _fitting(length: Scalar, curved: Scalar, otherwise: Scalar) -> Scalar:
+    """Return |d|^2 / (2 |W^T d|^2), the longest step that stays below its quadratic model along d."""
+    known = (curved > 0) & (length > 0)
+    return jnp.where(known, length / (2 * jnp.where(known, curved, 1.0)), otherwise)
+
+
+def _objective(problem: Problem, code: Code, image: Signal) -> Scalar:
+    return _square(problem.x - image) + problem.lam * jnp.sum(jnp.abs(code))
 
 
 def _square(array: Array) -> Scalar:
@@ -145,9 +156,35 @@ def _square(array: Array) -> Scalar:
 
 
 def solve(
-    problem: Problem, code: Code, tol: Scalar, max_steps: int, check_every: int
+    problem: Problem, code: Code | None, tol: Scalar, max_steps: int, check_every: int
 ) -> tuple[Code, Int[Array, ""], Gap]:
-    """Step until the relative duality gap is at most ``tol``; lanes of a ``vmap`` that are done stand still."""
+    """Step until the relative duality gap is at most ``tol``; lanes of a ``vmap`` that are done stand still.
+
+    Args:
+        problem: one lasso.
+        code: what to begin with; zero for None.
+        tol: relative duality gap.
+        max_steps: most steps; rounded up to a multiple of ``check_every``.
+        check_every: steps between two evaluations of the gap.
+
+    Returns:
+        Code, steps and gap.
+    """
+    fixed = problem.nonnegative
+
+    def lane(arrays: tuple[Any, ...]) -> tuple[Code, Int[Array, ""], Gap]:
+        op, x, lam, support, begin, bound = arrays
+        return _iterate(Problem(op, x, lam, support, fixed), begin, bound, max_steps, check_every)
+
+    arrays = (problem.op, problem.x, problem.lam, problem.support, code, tol)
+    if jax.default_backend() == "cpu" and math.prod(problem.op.code_shape) >= SEQUENTIAL_SIZE:
+        return sequential_vmap(lane)(arrays)
+    return lane(arrays)
+
+
+def _iterate(
+    problem: Problem, code: Code | None, tol: Scalar, max_steps: int, check_every: int
+) -> tuple[Code, Int[Array, ""], Gap]:
     rounds = -(-max_steps // check_every)
     begun = start(problem, code)
 
@@ -161,6 +198,6 @@ def solve(
         state = jax.lax.fori_loop(0, check_every, lambda _, inner: advance(problem, inner), state)
         return state, done + 1, gap_at(problem, state.z, state.image)
 
-    carry = (begun, jnp.zeros((), jnp.int32), gap_at(problem, begun.z, begun.image))
+    carry = (begun, jnp.zeros((), np.int32), gap_at(problem, begun.z, begun.image))
     state, done, gap = jax.lax.while_loop(unfinished, turn, carry)
     return state.z, done * check_every, gap

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ class LassoResult(NamedTuple):
         objective: P(z) = |x - W^T z|^2 + lam |z|_1.
         duality_gap: P(z) exceeds the minimum by no more than this.
         relative_gap: duality_gap / objective.
-        steps: proximal steps tried, each one analysis and one synthesis.
+        steps: proximal steps, each one analysis and one synthesis.
         status: a `LassoStatus`, int32.
     """
 
@@ -149,11 +150,12 @@ def lasso(
     """Return argmin_z |x - W^T z|^2 + lam |z|_1 (Gilbert et al. 2017, Algorithm 2, steps 1 and 3).
 
     Accelerated proximal gradient (Beck and Teboulle 2009) with adaptive restart (O'Donoghue and Candes 2015) and a
-    step that follows the curvature between sparse codes, several times below |W|^2; every step is checked against
-    the objective, so that none can diverge and no bound of |W|^2 enters. It stops on the relative duality gap, a bound
-    of (P(z) - P*) / P(z); the objective itself is usually closer by one to two digits.
+    step that follows the curvature between sparse codes, several times below |W|^2; a step that does not lower the
+    objective is undone, so that none can diverge and no bound of |W|^2 enters. It stops on the relative duality gap, a
+    bound of (P(z) - P*) / P(z); the objective itself is usually closer by one to two digits.
 
-    `jax.vmap` makes batches of signals, layers and lams: lanes that are done stand still. Products are taken in full
+    `jax.vmap` makes batches of signals, layers and lams: lanes that are done stand still, and on a CPU large problems
+    run one after the other. Products are taken in full
     precision whatever ``op.products`` says, half precision is widened to float32.
 
     Derivatives with respect to x, lam and the filters: those of the code are implicit, with its support and signs held
@@ -168,7 +170,7 @@ def lasso(
         nonnegative: restrict the code to values of at least 0.
         warm_start: code to begin with, [K, *n], such as the solution for another lam; zero for None.
         tol: relative duality gap to stop at.
-        max_steps: most steps tried, rounded up to a multiple of ``check_every``.
+        max_steps: most steps, rounded up to a multiple of ``check_every``.
         check_every: steps between two evaluations of the gap (half a step's cost each).
 
     Returns:
@@ -184,21 +186,17 @@ def lasso(
     op, signal = _prepare(op, x, *([] if warm_start is None else [warm_start]))
     problem = _problem(op, signal, lam, support, nonnegative)
     bound = _scalar(tol, "tol", signal.dtype)
-    begin = jnp.zeros(op.code_shape, signal.dtype) if warm_start is None else _code(op, warm_start)
-    begin = _proximal.restrict(problem, jnp.maximum(begin, 0.0) if nonnegative else begin)
-    fixed = jax.lax.stop_gradient((problem.op, problem.x, problem.lam))
-    found, steps, gap = _proximal.solve(
-        problem._replace(op=fixed[0], x=fixed[1], lam=fixed[2]),
-        jax.lax.stop_gradient(begin),
-        jax.lax.stop_gradient(bound),
-        most,
-        every,
-    )
+    begin = None
+    if warm_start is not None:
+        begin = _code(op, warm_start)
+        begin = _proximal.restrict(problem, jnp.maximum(begin, 0.0) if nonnegative else begin)
+    fixed, begin, bound = jax.lax.stop_gradient(((problem.op, problem.x, problem.lam), begin, bound))
+    found, steps, gap = _search(*fixed, problem.support, begin, bound, problem.nonnegative, most, every)
     residual = problem.x - synthesis(problem.op, found)
     objective = jnp.sum(residual * residual) + problem.lam * jnp.sum(jnp.abs(found))
     status = jnp.where(
         jnp.isfinite(gap.absolute),
-        jnp.where(gap.relative <= jax.lax.stop_gradient(bound), LassoStatus.CONVERGED, LassoStatus.STEP_LIMIT),
+        jnp.where(gap.relative <= bound, LassoStatus.CONVERGED, LassoStatus.STEP_LIMIT),
         LassoStatus.NOT_FINITE,
     )
     return LassoResult(
@@ -209,6 +207,35 @@ def lasso(
         steps,
         status.astype(np.int32),
     )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(6, 7, 8))
+def _search(
+    op: ConvOperator,
+    x: Signal,
+    lam: Scalar,
+    support: Bool[Array, " K *n"] | None,
+    begin: Code | None,
+    tol: Scalar,
+    nonnegative: bool,
+    max_steps: int,
+    check_every: int,
+) -> tuple[Code, Int[Array, ""], _proximal.Gap]:
+    """Iterate; nothing is differentiated along the path."""
+    problem = _proximal.Problem(op, x, lam, support, nonnegative)
+    return _proximal.solve(problem, begin, tol, max_steps, check_every)
+
+
+@_search.defjvp
+def _(nonnegative: bool, max_steps: int, check_every: int, primals: tuple[Any, ...], _: Any) -> tuple[Any, Any]:
+    found = _search(*primals, nonnegative, max_steps, check_every)
+    return found, jax.tree.map(_no_tangent, found)
+
+
+def _no_tangent(array: Array) -> Any:
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return jnp.zeros_like(array)
+    return np.zeros(array.shape, jax.dtypes.float0)
 
 
 @jax.custom_jvp
@@ -263,7 +290,10 @@ def _prepare(op: ConvOperator, x: ArrayLike, *others: ArrayLike) -> tuple[ConvOp
         if jnp.issubdtype(array.dtype, jnp.inexact):
             dtype = wider(dtype, as_float(array).dtype)
     _check(signal, op.input_shape, "x", "(M, *D)")
-    return dataclasses.replace(op, filters=op.filters.astype(dtype), products="float32"), signal.astype(dtype)
+    # Inside a loop, XLA's convolutions run many times slower on a CPU than outside; products of patches do not.
+    method = "patches" if jax.default_backend() == "cpu" else op.method
+    filters = op.filters.astype(dtype)
+    return dataclasses.replace(op, filters=filters, products="float32", method=method), signal.astype(dtype)
 
 
 def _problem(
