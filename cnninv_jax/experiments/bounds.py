@@ -7,7 +7,6 @@ constants, so that the bounds speak; the number of channels is drawn too, down t
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,13 +14,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import numpy as np
 
+from cnninv_jax import filters as ensembles
 from cnninv_jax import rip
+from cnninv_jax.experiments.bounds_calibration import (
+    DELTA_BINS,
+    cells_violated,
+    compare_theorem_3_1,
+    deltas,
+    exceedances,
+    looseness,
+)
 from cnninv_jax.experiments.bounds_draws import BOUNDS, Bank, BoundsDraw, ConstantsDraw
 from cnninv_jax.experiments.bounds_table import bounds_tables
 from cnninv_jax.experiments.files import results_folder
+from cnninv_jax.experiments.gilbert2017 import Fig2Parameters
 from cnninv_jax.experiments.studies import Findings, Study, StudyOptions
 from cnninv_jax.montecarlo import Extremes, Histogram, Moments, Result, run, wilson
 from cnninv_jax.montecarlo.arguments import positive
+from cnninv_jax.operators import conv_operator
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -29,10 +39,6 @@ if TYPE_CHECKING:
 
 #: Draws whose raw sides are kept, and how many of them the figure shows.
 MOST_KEPT, SHOWN = 200_000, 3000
-#: Bins of [0, 1] in which deltas are counted; their edges are the deltas of Thm 3.1's cells.
-DELTA_BINS = 50
-#: Cells with fewer failures do not calibrate C, and do not show how loose a probability's bound is.
-LEAST_FAILURES = 10
 #: Draws per block and side by side on a CPU.
 BLOCK, LANES = 2048, 256
 
@@ -67,6 +73,8 @@ class BoundsParameters:
     """Strides in Thm 3.1's cells; D follows, n stays, so that l / D alone changes. Each is compiled anew."""
     calibration_draws: int = 20_000
     """Draws of filters per stride for Thm 3.1."""
+    starts: int = 64
+    """Starts of the search for a large |W_S W_S^T - I| at the size of Fig. 2; 0 leaves that size out."""
 
     @property
     def shifts(self) -> int:
@@ -97,7 +105,8 @@ def _compute(parameters: BoundsParameters, options: StudyOptions, folder: Path) 
         "bounds": _bounds(main),
         "by_channels": _by_channels(main),
         "equation_4": _equation_4(p, main),
-        "theorem_3_1": _theorem_3_1(p, failures, drawn),
+        "paper_size": _paper_size(p, options),
+        "theorem_3_1": compare_theorem_3_1(p, failures, drawn),
     }
     return Findings(content, bounds_tables(p, content), _dataset(p, sample, main, failures, drawn))
 
@@ -115,6 +124,8 @@ def checked_draw(p: BoundsParameters, precision: str) -> BoundsDraw:
             raise ValueError(f"expected at least one value of --{name.replace('_', '-')}, got none")
         for value in getattr(p, name):
             positive(value, "--" + name.replace("_", "-"), 1 << 31)
+    if p.starts:
+        positive(p.starts, "--starts", 1 << 24)
     if not 0 <= p.halvings < p.M.bit_length():
         raise ValueError(f"expected --halvings from 0 to {p.M.bit_length() - 1}, so that a channel of --M {p.M} is "
                          f"left, got {p.halvings}")  # fmt: skip
@@ -190,40 +201,13 @@ def _by_channels(result: Result) -> dict[str, Any]:
     return {**quantiles, "draws": result["delta_k"]["count"], "finite": finite, "informative": informative}
 
 
-def exceedances(result: Result, name: str) -> np.ndarray:
-    """Return how many draws of an output lie beyond each inner edge of its histogram on [0, 1], [*leaf, edges]."""
-    counts, overflow = result[name]["histogram"], result[name]["overflow"]
-    beyond = np.cumsum(np.asarray(counts)[..., ::-1], axis=-1)[..., ::-1] + np.asarray(overflow)[..., None]
-    return beyond[..., 1:]
-
-
-def deltas() -> np.ndarray:
-    """Return the deltas of eq. (4)'s and Thm 3.1's cells."""
-    return np.linspace(0.0, 1.0, DELTA_BINS + 1)[1:-1]
-
-
-def _looseness(bound: np.ndarray, failures: np.ndarray, draws: np.ndarray) -> dict[str, float]:
-    """Return how far a probability's bound is above what was seen, over cells where it speaks and enough failed."""
-    enough = failures >= LEAST_FAILURES
-    speaks = enough & (bound < 1)
-    ratio = (bound / np.maximum(failures, 1) * draws)[speaks]
-    middle, least = (float(np.median(ratio)), float(ratio.min())) if ratio.size else (math.nan, math.nan)
-    return {"median": middle, "least": least, "cells": int(enough.sum()), "speaks": int(speaks.sum())}
-
-
-def _violated(bound: np.ndarray, failures: np.ndarray, draws: np.ndarray, level: float = 0.95) -> int:
-    """Return in how many cells the observed probability is above its bound beyond doubt (Wilson's, all cells)."""
-    low, _ = wilson(failures, np.broadcast_to(draws, failures.shape), 1.0 - (1.0 - level) / failures.size)
-    return int(np.sum(low > bound))
-
-
 def _equation_4(p: BoundsParameters, result: Result) -> dict[str, Any]:
     """Return eq. (4) of random codes beside its bound with numbers."""
     failures = exceedances(result, "deviation")
     draws = np.asarray(result["deviation"]["count"])[:, None]
     degrees = np.array(p.channels, float)[:, None] * p.ell
     bound = np.asarray(rip.gaussian_concentration(deltas()[None], degrees).unclipped, float)
-    return {"looseness": _looseness(bound, failures, draws), "cells_violated": _violated(bound, failures, draws)}
+    return {"looseness": looseness(bound, failures, draws), "cells_violated": cells_violated(bound, failures, draws)}
 
 
 def _constants(p: BoundsParameters, stride: int, options: StudyOptions, folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -235,110 +219,24 @@ def _constants(p: BoundsParameters, stride: int, options: StudyOptions, folder: 
     return exceedances(result, "delta_k"), np.asarray(result["delta_k"]["count"])[:, 0]
 
 
-def _theorem_3_1(p: BoundsParameters, failures: np.ndarray, draws: np.ndarray) -> dict[str, Any]:
-    """Return the smallest C of both versions, over all cells and over parts of them, and how loose they are then."""
-    sizes = cell_sizes(p)
-    counts = draws[:, :, None, None]
-    explicit = np.asarray(
-        rip.gaussian_failure(
-            sizes["delta"],
-            num_filters=p.calibration_K,
-            shifts=p.shifts,
-            k=sizes["k"],
-            degrees=np.array(p.channels, float)[None, :, None, None] * p.ell,
-        ).unclipped,
-        float,
-    )
-    found: dict[str, Any] = {
-        "cells": int(failures.size),
-        "proved": float(rip.gaussian_constant(p.calibration_K, p.shifts)),
-        "closed_form": _one_entry(p),
-        "explicit": {
-            "looseness": _looseness(np.broadcast_to(explicit, failures.shape), failures, counts),
-            "cells_violated": _violated(explicit, failures, counts),
-        },
-    }
-    for version in ("ijcai", "arxiv"):
-        calibrated = rip.calibrate_C(
-            failures, counts, num_filters=p.calibration_K, shifts=p.shifts, k=sizes["k"], delta=sizes["delta"],
-            ratio=sizes["ratio"], version=version, least_failures=LEAST_FAILURES,
-        )  # fmt: skip
-        bound = np.asarray(
-            rip.theorem_3_1(
-                num_filters=p.calibration_K, shifts=p.shifts, constant=calibrated.estimate, version=version, **sizes
-            ).unclipped,
-            float,
-        )
-        found[version] = {
-            "C": calibrated.estimate,
-            "low": calibrated.low,
-            "high": calibrated.high,
-            "cell": _named_cell(p, calibrated.decisive, failures.shape),
-            "looseness": _looseness(bound, failures, counts),
-            "parts": {name: _largest(calibrated, part) for name, part in _parts(p, failures, counts).items()},
-        }
-    return found
-
-
-def _one_entry(p: BoundsParameters) -> dict[str, float]:
-    """Return what k = 1 needs down to epsilon = 1e-280: delta_1 is the largest deviation of K chi-squares."""
-    most, log_size = 0.0, math.log(p.calibration_K * p.shifts)
-    for m in p.channels:
-        degrees = m * p.ell
-        above = rip.weighted_chi_square_tail([1.0], degrees, degrees * (1.0 + deltas()), "upper").probability
-        below = rip.weighted_chi_square_tail([1.0], degrees, degrees * (1.0 - deltas()), "lower").probability
-        failure = -np.expm1(p.calibration_K * np.log1p(-np.minimum(above + below, 1.0 - 1e-16)))
-        seen = failure > 1e-280
-        length = (p.shifts - 1) * min(p.calibration_strides) + p.ell
-        constants = rip.measurement_ratio(m, p.ell, length) * deltas()[seen] ** 2 / (log_size - np.log(failure[seen]))
-        most = max(most, float(constants.max()))
-    return {"C": most, "low": most, "high": most}
-
-
-def cell_sizes(p: BoundsParameters) -> dict[str, np.ndarray]:
-    """Return M l^2 / D, k and delta of Thm 3.1's cells, for [strides, channels, k, deltas]."""
-    lengths = [(p.shifts - 1) * stride + p.ell for stride in p.calibration_strides]
-    ratio = np.array([[rip.measurement_ratio(m, p.ell, size) for m in p.channels] for size in lengths])
-    return {
-        "ratio": ratio[:, :, None, None],
-        "k": np.array(p.calibration_k, float)[None, None, :, None],
-        "delta": deltas()[None, None, None, :],
-    }
-
-
-def _parts(p: BoundsParameters, failures: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
-    """Return parts of the grid along which the needed C shows whether a version has the right form."""
-    where = dict(zip(("stride", "channels", "k", "delta"), np.indices(failures.shape), strict=True))
-    probability = failures / draws
-    parts = {f"k = {k}": where["k"] == at for at, k in enumerate(p.calibration_k)}
-    for low, high in ((0.1, 1.0), (0.01, 0.1), (0.0, 0.01)):
-        name = f"epsilon in [{low:g}, {high:g})" if low else f"epsilon < {high:g}"
-        parts[name] = (probability >= low) & (probability < high)
-    for at, m in enumerate(p.channels):
-        parts[f"M l = {m * p.ell}"] = where["channels"] == at
-    for at, stride in enumerate(p.calibration_strides):
-        parts[f"l / D = {p.ell / ((p.shifts - 1) * stride + p.ell):.2f}"] = where["stride"] == at
-    return parts
-
-
-def _largest(calibrated: rip.CalibratedConstant, part: np.ndarray) -> dict[str, float]:
-    """Return what a part of the cells needs; intervals stay those for all cells together."""
-    mask = part & calibrated.counted
-    if not mask.any():
-        return {"C": math.nan, "low": math.nan, "high": math.nan}
-    cells = {"C": calibrated.cells, "low": calibrated.cells_low, "high": calibrated.cells_high}
-    return {name: float(values[mask].max()) for name, values in cells.items()}
-
-
-def _named_cell(p: BoundsParameters, index: int, shape: tuple[int, ...]) -> dict[str, float] | None:
-    if index < 0:
+def _paper_size(p: BoundsParameters, options: StudyOptions) -> dict[str, float] | None:
+    """Return what is certain of one bank at the size of Fig. 2, where supports are too many to enumerate."""
+    if not p.starts:
         return None
-    stride, channels, k, delta = np.unravel_index(index, shape)
+    s = Fig2Parameters()
+    bank = ensembles.gaussian(jax.random.key(options.seed), s.K, s.M, s.ell, dtype=options.precision)
+    op = conv_operator(bank, s.D, stride=s.stride)
+    found = rip.constant(op, s.k, exact_limit=0, starts=p.starts, steps=15, sweeps=1, num_random=0)
+    lower = float(found.lower)
     return {
-        "stride": p.calibration_strides[stride],
-        "M": p.channels[channels],
-        "k": p.calibration_k[k],
-        "delta": float(deltas()[delta]),
+        **{name: float(getattr(s, name)) for name in ("K", "M", "ell", "D", "k")},
+        "n": float(op.shifts[0]),
+        "ratio": rip.measurement_ratio(s.M, s.ell, s.D),
+        "lower": lower,
+        "upper": float(found.upper),
+        # Both constants only grow from here, delta_2k from delta_k.
+        "bound_at_least": float(rip.theorem_3_3(lower, lower)),
+        "refined_at_least": float(rip.theorem_3_3_refined(lower, lower)),
     }
 
 

@@ -6,16 +6,23 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from cnninv_jax import rip
 from cnninv_jax.experiments.bounds_draws import RELATIVE_ERRORS
 from cnninv_jax.experiments.studies import Table
+from cnninv_jax.rip.concentration import Version
 
 if TYPE_CHECKING:
     from cnninv_jax.experiments.bounds import BoundsParameters
 
 
+#: The texts of Thm 3.1, in the order of the tables' columns.
+VERSIONS: tuple[Version, ...] = ("ijcai", "arxiv")
+
+
 def bounds_tables(p: BoundsParameters, content: Mapping[str, Any]) -> tuple[Table, ...]:
     """Return the tables of what was found."""
-    return (_lemmas(p, content), _by_channels(p, content), _probabilities(p, content), _constants(p, content))
+    tables = (_lemmas(p, content), _by_channels(p, content), _probabilities(p, content), _constants(p, content))
+    return tables if content["paper_size"] is None else (*tables, _paper_size(p, content))
 
 
 def _lemmas(p: BoundsParameters, content: Mapping[str, Any]) -> Table:
@@ -96,7 +103,7 @@ def _probabilities(p: BoundsParameters, content: Mapping[str, Any]) -> Table:
 
 
 def _constants(p: BoundsParameters, content: Mapping[str, Any]) -> Table:
-    found = {version: content["theorem_3_1"][version] for version in ("ijcai", "arxiv")}
+    found = {version: content["theorem_3_1"][version] for version in VERSIONS}
     rows = [("all cells", *(_interval(entry) for entry in found.values()))]
     rows += [(name, *(_interval(entry["parts"][name]) for entry in found.values())) for name in found["ijcai"]["parts"]]
     theorem = content["theorem_3_1"]
@@ -108,7 +115,7 @@ def _constants(p: BoundsParameters, content: Mapping[str, Any]) -> Table:
         f"{p.calibration_draws:,} banks each. Intervals: Clopper-Pearson, 95% for all cells together; cells with at "
         "least 10 failures.",
         "A form is right where the needed C is level from part to part. Growing without end would refute it; falling "
-        "means that it asks for more than is needed.",
+        "means that it asks for more than is needed. Closed form: no smaller C holds for every epsilon.",
         *(
             f"{version}: decided at stride {cell['stride']}, M = {cell['M']}, k = {cell['k']}, "
             f"delta = {cell['delta']:.2f}."
@@ -117,6 +124,35 @@ def _constants(p: BoundsParameters, content: Mapping[str, Any]) -> Table:
         ),
     )
     return Table("Thm 3.1: the smallest C that simulation supports", ("cells", "IJCAI", "arXiv"), tuple(rows), notes)
+
+
+def _paper_size(p: BoundsParameters, content: Mapping[str, Any]) -> Table:
+    found, theorem = content["paper_size"], content["theorem_3_1"]
+    sizes = {"num_filters": found["K"], "shifts": found["n"], "k": found["k"]}
+    needed = [
+        float(rip.theorem_3_1(delta=0.5, epsilon=0.01, constant=max(theorem[v]["C"], theorem["closed_form"]["C"]),
+                              version=v, **sizes).value)
+        for v in VERSIONS
+    ]  # fmt: skip
+    bounds = [found["bound_at_least"], found["refined_at_least"]]
+    rows = (
+        ("delta_k, certified", f"{found['lower']:.3g} to {found['upper']:.3g}"),
+        ("Thm 3.3 on the error, at least", "infinite" if math.isinf(bounds[0]) else f"{bounds[0]:.3g}"),
+        ("the same, not rounded up", "infinite" if math.isinf(bounds[1]) else f"{bounds[1]:.3g}"),
+        ("M l^2 / D", f"{found['ratio']:.3g}"),
+        *(
+            (f"M l^2 / D for delta = 0.5, epsilon = 0.01 ({name})", f"{value:.3g}")
+            for name, value in zip(("IJCAI", "arXiv"), needed, strict=True)
+        ),
+    )
+    silent = "says nothing" if math.isinf(bounds[0]) else "is no better than an estimate of zero"
+    notes = (
+        f"One bank of K = {found['K']:.0f}, M = {found['M']:.0f}, l = {found['ell']:.0f}, D = {found['D']:.0f}, k = "
+        f"{found['k']:.0f}. The lower end is that of a support, the upper one of all (rip.constant).",
+        *((f"Thm 3.3 {silent} about the errors of Fig. 2.",) if min(bounds) > 1 else ()),
+        "Thm 3.1 with the larger of the calibrated C and that of k = 1 at any epsilon.",
+    )
+    return Table("The size of Fig. 2", ("quantity", "value"), rows, notes)
 
 
 def _interval(found: Mapping[str, float]) -> str:
