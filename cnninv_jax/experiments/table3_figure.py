@@ -22,12 +22,10 @@ def table3_figure(report: Mapping[str, Any]) -> Figure:
     findings = report["findings"]
     layers = findings["layers"]
     figure = Figure(figsize=(14.0, 6.2), layout="constrained")
-    figure.suptitle(f"{report['source']}: {report['title']}\n", fontsize=13, fontweight="bold")
-    origins = "; ".join(f"{found['input']} of {found['origin']} filters" for found in layers.values())
-    figure.text(
-        0.5, 0.928, f"f: {origins}; {len(findings['pictures'])} pictures ({_name(findings['source'])})", ha="center",
-        va="center", fontsize=9, color="0.3",
-    )  # fmt: skip
+    figure.suptitle(f"{report['source']}: {report['title']}\n\n", fontsize=13, fontweight="bold")
+    origins = "; ".join(f"{found['input']}: {found['origin']}" for found in layers.values())
+    subtitle = f"filters below f: {origins}; {len(findings['pictures'])} pictures ({_name(findings['source'])})"
+    figure.text(0.5, 0.928, subtitle, ha="center", va="center", fontsize=9, color="0.3")
     left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.25))
     _by_layer(left, layers, findings["main_reading"])
     _by_reading(right, layers)
@@ -54,7 +52,7 @@ def _by_layer(axes: Axes, layers: Mapping[str, Any], reading: str) -> None:
         means = np.asarray([numbers["mean"] for _, _, numbers in rows])
         bounds = [numbers["interval_95"] for _, _, numbers in rows]
         half = np.abs(np.asarray([[np.nan if end is None else end for end in pair] for pair in bounds]).T - means)
-        axes.errorbar(places, means, half, fmt="o", color=colour, capsize=4, label=f"{LABELS[method]}, 95% interval")
+        axes.errorbar(places, means, half, fmt="o", color=colour, capsize=4, label=LABELS[method])
         paper = [printed(int(layer), method) for _, layer, _ in rows]
         axes.plot(places, paper, "D", markerfacecolor="none", color=colour, markersize=9)
     axes.plot([], [], "D", markerfacecolor="none", color="0.3", label="paper")
@@ -63,26 +61,25 @@ def _by_layer(axes: Axes, layers: Mapping[str, Any], reading: str) -> None:
         range(len(layers)), [f"{layer}: {found['input']}\n{found['filters']}" for layer, found in layers.items()]
     )
     axes.set_xlim(-0.5, len(layers) - 0.5)
-    axes.set_ylim(0.6, 1.9)
+    axes.set_ylim(0.6, 2.1)
     axes.set_title(f"{words(reading)}", fontsize=11)
     axes.set_xlabel("layer i: f, and the filters that reconstruct it")
     axes.set_ylabel(r"$\|f - \hat f\|_2\,/\,\|f\|_2$")
-    axes.legend(fontsize=8, loc="upper left", ncols=2)
+    axes.legend(fontsize=8, loc="upper left", title="mean, 95% interval over pictures", title_fontsize=7)
 
 
 def _by_reading(axes: Axes, layers: Mapping[str, Any]) -> None:
     """Draw differences from the printed numbers for every reading: colours for filters, digits for layers."""
     readings: list[str] = []
-    for colour, method in zip(COLOURS, METHODS[:-1], strict=False):
+    for colour, method, lift in zip(COLOURS, METHODS[:-1], (0.2, 0.0, -0.2), strict=False):
         for layer, found in layers.items():
             errors = found["errors"].get(method)
             if errors is None:
                 continue
             readings = list(errors)
             gaps = [errors[name]["mean"] - printed(int(layer), method) for name in readings]
-            axes.plot(
-                gaps, np.arange(len(readings))[::-1], linestyle="none", marker=f"${layer}$", markersize=8, color=colour
-            )
+            heights = np.arange(len(readings))[::-1] + lift
+            axes.plot(gaps, heights, linestyle="none", marker=f"${layer}$", markersize=7, color=colour)
         if any(method in found["errors"] for found in layers.values()):
             axes.plot([], [], "s", color=colour, label=LABELS[method])
     axes.axvspan(-0.05, 0.05, color="0.88", zorder=0, label="within 0.05")
