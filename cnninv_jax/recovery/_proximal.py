@@ -1,11 +1,10 @@
 """Accelerated proximal gradient for min |x - W^T z|^2 + lam |z|_1, with a step that fits the code's own curvature.
 
 |W|^2 is the curvature along dense codes. Along differences of sparse ones it is several times smaller, and the number
-of steps falls with its root if the step follows it: after a step from y to z the longest one that would still have stayed
+of steps falls with its root if the step follows it: after a step from y to z the longest one that would have stayed
 below its quadratic model is known exactly, |z - y|^2 / (2 |W^T (z - y)|^2). The next step grows towards it or shrinks
 below it. What a step must do is lower the objective; one that does not is undone together with its momentum, and then
-with half its length until it does, which a step below 1 / (2 |W|^2) must: no step size diverges, and no bound of |W|^2
-is needed.
+halved until it does, which a step below 1 / (2 |W|^2) must: none diverges, and no bound of |W|^2 is needed.
 """
 
 from __future__ import annotations
