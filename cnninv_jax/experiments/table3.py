@@ -65,11 +65,11 @@ def _compute(p: Table3Parameters, options: StudyOptions, folder: Path) -> Findin
     dtype = jnp.dtype(options.precision)
     layers = tuple(sorted(set(p.layers)))
     network_key, bank_key, noise_key = jax.random.split(jax.random.key(options.seed), 3)
-    brought = bring_network(p.weights, above(layers[-1]), network_key, dtype)
-    network = brought.network
     pictures = data.load_pictures(p.pictures, size=p.picture_size, limit=p.num_pictures)
     if len(pictures.images) < 2:
         raise ValueError(f"expected at least 2 pictures for an interval, got {len(pictures.images)} in {p.pictures}")
+    brought = bring_network(p.weights, above(layers[-1]), network_key, dtype)
+    network = brought.network
     # The highest layer only reconstructs.
     below = dataclasses.replace(network, layers=network.layers[:-1])
     try:
@@ -157,7 +157,7 @@ def _mean(values: np.ndarray) -> dict[str, Any]:
 def _dataset(layers: tuple[int, ...], errors: np.ndarray, pictures: data.Pictures) -> xr.Dataset:
     import xarray as xr
 
-    axes = {"layer": list(layers), "method": list(METHODS), "reading": list(READINGS), "picture": list(pictures.names)}
+    axes = {"layer": list(layers), "filters": list(METHODS), "reading": list(READINGS), "picture": list(pictures.names)}
     attributes = {"long_name": "relative error |f - f_hat| / |f|, NaN where there are no such filters", "units": "1"}
     return xr.Dataset({"error": (tuple(axes), errors, attributes)}, axes)
 
