@@ -15,6 +15,7 @@ from cnninv_jax.rip.concentration import (
     measurement_ratio,
     theorem_3_1,
 )
+from cnninv_jax.rip.constant import RipConstant, constant
 from cnninv_jax.rip.designs import draw_ratios_of_codes, model_rip_energy_mean, ratios_of_codes, with_energy
 from cnninv_jax.rip.enumeration import exact_constant
 from cnninv_jax.rip.names import READINGS
@@ -47,9 +48,11 @@ __all__ = [
     "GramBounds",
     "LayerBounds",
     "Ratios",
+    "RipConstant",
     "TailProbability",
     "calibrate_C",
     "compose_bounds",
+    "constant",
     "deviation",
     "draw_code_for_tail",
     "draw_ratios",

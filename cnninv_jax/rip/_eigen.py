@@ -54,7 +54,8 @@ def tridiagonal(
         product = jnp.sum(rest * vector[None], axis=1) * scale[None]
         along = jnp.sum(product * vector, axis=0) * scale / 2
         product = product - along[None] * vector
-        work = rest - vector[:, None] * product[None] - product[:, None] * vector[None]
+        # Unless told otherwise XLA fuses all columns and computes each of them again for every later one.
+        work = jax.lax.optimization_barrier(rest - vector[:, None] * product[None] - product[:, None] * vector[None])
     diagonal += [work[0, 0], work[1, 1]]
     squares.append(jnp.square(work[1, 0]))
     return diagonal, squares

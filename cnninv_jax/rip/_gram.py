@@ -102,7 +102,7 @@ def _tables(filters: Array | np.ndarray, geometry: Geometry, zero: Array | np.nd
     count = filters.shape[0]
     known: dict[tuple[_Overlap, ...], Array | np.ndarray] = {}
     for ways in itertools.product(*geometry.overlaps):
-        mirror = tuple((-lag, *second, *first) for lag, *first, a, b in ways for second in [(a, b)])
+        mirror = tuple((-lag, start, stop, begin, end) for lag, begin, end, start, stop in ways)
         if mirror in known:
             known[ways] = known[mirror].T
             continue
@@ -114,5 +114,5 @@ def _tables(filters: Array | np.ndarray, geometry: Geometry, zero: Array | np.nd
             second.append(slice(low - lag, high - lag))
         left = filters[tuple(first)].reshape(count, -1)
         right = filters[tuple(second)].reshape(count, -1)
-        known[ways] = left @ right.T if isinstance(left, np.ndarray) else matmul(left, right.T)
+        known[ways] = left @ right.T if isinstance(left, np.ndarray) else matmul(left, jnp.asarray(right).T)
     return [zero, *known.values()]

@@ -124,7 +124,7 @@ def _connected_sets(model: Model, geometry: Geometry, limit: int) -> Iterator[tu
     step = np.where(whole, 1, model.window) if geometry.translates else n
     box = list(itertools.product(*(range(-reach, reach + 1) for reach in geometry.reach)))
     around = np.asarray(box, np.int64).reshape(-1, rank)
-    start = np.stack([axis.ravel() for axis in np.indices(step)], axis=-1)
+    start = np.stack([axis.ravel() for axis in np.indices(tuple(int(s) for s in step))], axis=-1)
     sets = start[np.all(start < n, axis=1)][:, None]
     num_filters = model.code_shape[0]
     for size in range(1, model.size + 1):
@@ -163,7 +163,7 @@ def _assign(sets: np.ndarray, filters: int, model: Model, geometry: Geometry) ->
     region = sets // np.asarray(model.window)
     count = regions(model.code_shape[1:], model.pool)
     region = np.ravel_multi_index(tuple(np.moveaxis(region, -1, 0)), count)
-    which = np.arange(len(sets))
+    which = np.asarray(range(len(sets)), np.int64)
     local = np.zeros((len(sets), 0), np.int64)
     for slot in range(size):
         choices = np.repeat(np.arange(filters)[None], len(which), axis=0)

@@ -80,7 +80,7 @@ def upper_bounds(
 def _positions(model: Model, geometry: Geometry) -> list[Int[np.ndarray, "Q rank"]]:
     """Return one position of every kind of neighbourhood, with the positions that overlap it (itself first)."""
     n = geometry.shifts
-    every = np.stack(np.unravel_index(np.arange(math.prod(n)), n), axis=-1)
+    every = np.asarray(list(np.ndindex(*n)))
     found: dict[bytes, np.ndarray] = {}
     for at in every:
         ways = geometry.way(at, every)

@@ -113,7 +113,7 @@ def constant(
         num_random: random supports, rounded up to a multiple of 4096; 0 for none.
 
     Returns:
-        The constant and its bounds.
+        The constant and its bounds; NaN throughout for filters that are not finite.
 
     Raises:
         ValueError: traced filters, more than `TABLE_LIMIT` inner products or `POSITION_LIMIT` positions, or arguments
@@ -134,6 +134,8 @@ def constant(
             f"{op.num_filters}^2 and {math.prod(op.shifts)}; take fewer filters, shorter ones or a shorter signal"
         )
     table = host_gram_table(np.asarray(op.filters), geometry)
+    if not np.isfinite(table).all():
+        return _spoilt(op, model)
     dtype = wider(op.dtype, np.float32)
     ways = way_matrix(geometry)
     layer = Layer(jnp.asarray(table, dtype), jnp.asarray(ways))
@@ -166,6 +168,20 @@ def constant(
         supports=count_model_supports(model),
         evaluations=evaluations,
     )
+
+
+def _spoilt(op: ConvOperator, model: Model) -> RipConstant:
+    """Return NaN throughout: filters that are not finite have no constant."""
+    nan = jnp.full((), jnp.nan, wider(op.dtype, np.float32))
+    witness = SparseCode(
+        blocks=jnp.zeros((model.size,), np.int32),
+        shifts=jnp.zeros((model.size, op.rank), np.int32),
+        values=jnp.full((model.size,), jnp.nan, nan.dtype),
+        code_shape=model.code_shape,
+        pool=model.pool,
+    )
+    return RipConstant(nan, nan, nan, nan, nan, nan, nan, witness, model.size, model.members, False,
+                       count_model_supports(model), 0)  # fmt: skip
 
 
 def _search(
@@ -208,7 +224,8 @@ def _enumerate(
                 :, 0
             ]
             shifts = tuple(family.shifts[pattern].T)
-            support = Support(chosen[family.local[pattern]], np.ravel_multi_index(shifts, num_positions))
+            positions = np.asarray(np.ravel_multi_index(shifts, num_positions))
+            support = Support(chosen[family.local[pattern]], positions)
             start = value
     return support, evaluations
 
@@ -225,13 +242,14 @@ def _norm(table: Float[np.ndarray, "ways K K"], ways: np.ndarray, support: Suppo
 
 def _witness(table: np.ndarray, ways: np.ndarray, support: Support, model: Model, dtype: np.dtype) -> SparseCode:
     """Return the unit eigenvector of the extreme eigenvalue, as a code."""
+    owners, places = np.asarray(support.filters), np.asarray(support.positions)
     values, vectors = np.linalg.eigh(_gram(table, ways, support))
     vector = vectors[:, np.argmax(np.abs(values))]
     n = model.code_shape[1:]
-    shifts = np.stack(np.unravel_index(np.asarray(support.positions), n), axis=-1)
+    shifts = np.stack(np.unravel_index(places, n), axis=-1)
     count = regions(n, model.pool)
     region = np.ravel_multi_index(tuple((shifts // np.asarray(model.window)).T), count)
-    blocks = np.asarray(support.filters) * math.prod(count) + region
+    blocks = owners * math.prod(count) + region
     order = np.lexsort((*shifts.T[::-1], blocks))
     return SparseCode(
         blocks=jnp.asarray(blocks[order], np.int32),

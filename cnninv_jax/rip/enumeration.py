@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from functools import partial
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,9 @@ from cnninv_jax.rip._patterns import Patterns, list_patterns, support_model
 LISTED_LIMIT = 2**18
 #: Matrices worked on at a time: their entries stay in the cache.
 LANES = 4096
+#: Symmetric matrices side by side: [r, r, *lanes], or their lower triangles row by row, [*lanes] each.
+Matrices: TypeAlias = list[Array] | Array
+
 #: Larger matrices than these are factored column by column, each column one operation of the program.
 _UNROLLED = 6
 
@@ -110,7 +114,7 @@ def _over_lanes(table: Float[Array, "entries B"], indices: Int[np.ndarray, "entr
         here = jnp.argmax(score, axis=0)
         value = jnp.take_along_axis(score, here[None], axis=0)[0]
         better = value > largest
-        taken = _of_lanes(lower, here)
+        taken = jnp.stack(_of_lanes(lower, here))
         return (jnp.where(better, value, largest), jnp.where(better[None], taken, entries)), None
 
     best = jnp.zeros((lanes,), table.dtype)
@@ -122,7 +126,7 @@ def _over_lanes(table: Float[Array, "entries B"], indices: Int[np.ndarray, "entr
     return best
 
 
-def raise_to(best: Float[Array, " B"], lower: list[Float[Array, "S B"]]) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
+def raise_to(best: Float[Array, " B"], matrices: Matrices) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
     """Return the larger of ``best`` and the norms of all matrices of a lane, and which it is (-1 for none).
 
     Whether b - A and b + A are positive definite costs a tenth of a norm, and hardly any matrix fails the test once b
@@ -130,13 +134,14 @@ def raise_to(best: Float[Array, " B"], lower: list[Float[Array, "S B"]]) -> tupl
 
     Args:
         best: a number of every lane.
-        lower: lower triangles of the matrices, row by row.
+        matrices: symmetric, S of every lane: [r, r, S, B], or their lower triangles row by row, [S, B] each.
     """
-    slack = 1.0 + 8.0 * _size(lower) * float(jnp.finfo(best.dtype).eps)
+    size = _size(matrices) if isinstance(matrices, list) else len(matrices)
+    slack = 1.0 + 8.0 * size * float(jnp.finfo(best.dtype).eps)
 
     def failing(best: Array) -> Array:
         bound = (best * slack)[None]
-        return ~(_definite(lower, bound, 1.0) & _definite(lower, bound, -1.0))
+        return ~(_definite(matrices, bound, 1.0) & _definite(matrices, bound, -1.0))
 
     def more(carry: tuple[Array, Array, Array, Array]) -> Array:
         _, _, fails, improved = carry
@@ -144,8 +149,8 @@ def raise_to(best: Float[Array, " B"], lower: list[Float[Array, "S B"]]) -> tupl
 
     def body(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         best, which, fails, _ = carry
-        here = jnp.argmax(jnp.where(fails, _score(lower), -jnp.inf), axis=0).astype(np.int32)
-        value = jnp.maximum(_norms(list(_of_lanes(lower, here))), best)
+        here = jnp.argmax(jnp.where(fails, _score(matrices), -jnp.inf), axis=0).astype(np.int32)
+        value = jnp.maximum(_norms(_of_lanes(matrices, here)), best)
         improved = value > best
         # A matrix within rounding of the bound may fail and improve nothing: such a lane is done.
         return value, jnp.where(improved, here, which), failing(value), improved
@@ -173,7 +178,6 @@ def enumerate_patterns(
     Cost: r^3 / 3 operations and r^2 / 2 look-ups a support; memory for `LANES` of them.
     """
     local, ways = patterns
-    rows, columns = np.tril_indices(local.shape[1])
 
     def step(block: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         best, found = carry
@@ -182,8 +186,7 @@ def enumerate_patterns(
         chosen = chosen_filters(choice, table.shape[1], filters)
         owner = jnp.take_along_axis(chosen, local[pattern].T, axis=0)
         pairs = ways[pattern].transpose(1, 2, 0)
-        lower = table[pairs[rows, columns], owner[rows], owner[columns]]
-        value, which = raise_to(best[None], [entry[:, None] for entry in deviations(lower)])
+        value, which = raise_to(best[None], matrices_of(table, pairs, owner))
         return value[0], jnp.where(which[0] >= 0, number[which[0]], found)
 
     blocks = -(-total // LANES)
@@ -202,8 +205,22 @@ def chosen_filters(choice: Int[Array, " lanes"], num_filters: int, filters: int)
     return jnp.stack(slots[::-1])
 
 
-def _of_lanes(lower: list[Float[Array, "S B"]], which: Int[Array, " B"]) -> Float[Array, "entries B"]:
-    return jnp.stack([jnp.take_along_axis(entry, which[None], axis=0)[0] for entry in lower])
+def matrices_of(table: Float[Array, "ways K K"], pairs: Int[Array, "r r S"], filters: Int[Array, "r S"]) -> Matrices:
+    """Return G - I of many supports, [.., S, 1], from the table of every two entries and the filter of each."""
+    size = len(filters)
+    if size <= _UNROLLED:
+        rows, columns = np.tril_indices(size)
+        lower = table[pairs[rows, columns], filters[rows], filters[columns]]
+        return [entry[:, None] for entry in deviations(lower)]
+    matrix = table[pairs, filters[:, None], filters[None]]
+    return (matrix - jnp.eye(size, dtype=table.dtype)[:, :, None])[..., None]
+
+
+def _of_lanes(matrices: Matrices, which: Int[Array, " B"]) -> Any:
+    """Return one matrix of every lane, [.., B]."""
+    if isinstance(matrices, list):
+        return [jnp.take_along_axis(entry, which[None], axis=0)[0] for entry in matrices]
+    return jnp.take_along_axis(matrices, which[None, None, None], axis=2)[:, :, 0]
 
 
 def _size(lower: list[Array]) -> int:
@@ -222,26 +239,31 @@ def _square(lower: list[Array]) -> list[list[Array]]:
     return [[lower[max(i, j) * (max(i, j) + 1) // 2 + min(i, j)] for j in range(size)] for i in range(size)]
 
 
-def _norms(lower: list[Float[Array, " *lanes"]]) -> Float[Array, " *lanes"]:
-    return spectral_norm(jnp.stack([jnp.stack(row) for row in _square(lower)]))
+def _stacked(matrices: Matrices) -> Float[Array, "r r *lanes"]:
+    return jnp.stack([jnp.stack(row) for row in _square(matrices)]) if isinstance(matrices, list) else matrices
 
 
-def _score(lower: list[Float[Array, " *lanes"]]) -> Float[Array, " *lanes"]:
+def _norms(matrices: Matrices) -> Float[Array, " *lanes"]:
+    return spectral_norm(_stacked(matrices))
+
+
+def _score(matrices: Matrices) -> Float[Array, " *lanes"]:
     """Return tr A^4, which ranks matrices nearly as the norm does."""
-    matrix = jnp.stack([jnp.stack(row) for row in _square(lower)])
-    square = sum((matrix[:, j, None] * matrix[None, j] for j in range(len(matrix))), start=jnp.zeros_like(matrix))
+    rows = _stacked(matrices)
+    square = sum((rows[:, j, None] * rows[None, j] for j in range(len(rows))), start=jnp.zeros_like(rows))
     return jnp.sum(square * square, axis=(0, 1))
 
 
-def _definite(lower: list[Float[Array, " *lanes"]], bound: Array, sign: float) -> Array:
+def _definite(matrices: Matrices, bound: Array, sign: float) -> Array:
     """Whether bound - sign A is positive definite: all pivots of its factorisation L D L^T are positive."""
+    if not isinstance(matrices, list):
+        return _definite_stacked(matrices, bound, sign)
+    lower = matrices
     size = _size(lower)
     work = [
         [(bound if i == j else 0.0) - sign * entry for j, entry in enumerate(row[: i + 1])]
         for i, row in enumerate(_square(lower))
     ]
-    if size > _UNROLLED:
-        return _definite_stacked(work)
     fits = work[0][0] > 0
     for step in range(size - 1):
         inverse = 1.0 / jnp.where(fits, work[step][step], 1.0)
@@ -253,13 +275,14 @@ def _definite(lower: list[Float[Array, " *lanes"]], bound: Array, sign: float) -
     return fits
 
 
-def _definite_stacked(rows: list[list[Array]]) -> Array:
+def _definite_stacked(matrices: Float[Array, "r r *lanes"], bound: Array, sign: float) -> Array:
     """Return the same for larger matrices, in a program that does not grow with their cube."""
-    full = [[rows[max(i, j)][min(i, j)] for j in range(len(rows))] for i in range(len(rows))]
-    work = jnp.stack([jnp.stack(row) for row in full])
+    diagonal = jnp.eye(len(matrices), dtype=matrices.dtype)[:, :, None, None]
+    work = diagonal * bound[None, None] - sign * matrices
     fits = work[0, 0] > 0
     while work.shape[0] > 1:
         factor = work[1:, 0] / jnp.where(fits, work[0, 0], 1.0)[None]
-        work = work[1:, 1:] - factor[:, None] * work[None, 0, 1:]
+        # Unless told otherwise XLA fuses all columns and computes each of them again for every later one.
+        work = jax.lax.optimization_barrier(work[1:, 1:] - factor[:, None] * work[None, 0, 1:])
         fits &= work[0, 0] > 0
     return fits

@@ -19,7 +19,7 @@ import numpy as np
 from cnninv_jax._typing import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 from cnninv_jax.rip._gram import Geometry
 from cnninv_jax.rip._patterns import Model
-from cnninv_jax.rip.enumeration import deviations, raise_to
+from cnninv_jax.rip.enumeration import matrices_of, raise_to
 from cnninv_jax.sparsity import regions, sample_code, window
 
 #: Starts side by side.
@@ -31,10 +31,10 @@ _SHIFTS = (0.05, 2.0)
 
 
 class Support(NamedTuple):
-    """Entries of a support: filter and position (flat, row-major) of each."""
+    """Entries of a support: filter and position (flat, row-major) of each, [r]."""
 
-    filters: Int[Array, " r"]
-    positions: Int[Array, " r"]
+    filters: Array | np.ndarray
+    positions: Array | np.ndarray
 
 
 class Layer(NamedTuple):
@@ -72,7 +72,6 @@ def random_supports(
     coincide, the union is a smaller support, whose value counts all the same.
     """
     n = model.code_shape[1:]
-    rows, columns = np.tril_indices(model.size)
 
     def draw(key: PRNGKeyArray) -> tuple[Array, Array]:
         if model.members == 1:
@@ -85,8 +84,7 @@ def random_supports(
         best, filters, positions = carry
         drawn_filters, drawn_positions = jax.vmap(draw)(jax.random.split(jax.random.fold_in(key, index), _SUPPORTS))
         f, j = drawn_filters.T, drawn_positions.T
-        lower = layer.table[layer.ways[j[rows], j[columns]], f[rows], f[columns]]
-        value, which = raise_to(best, [entry[:, None] for entry in deviations(lower)])
+        value, which = raise_to(best, matrices_of(layer.table, layer.ways[j[:, None], j[None]], f))
         found, at = which[0] >= 0, jnp.maximum(which[0], 0)
         return value, jnp.where(found, f[:, at], filters), jnp.where(found, j[:, at], positions)
 
@@ -177,8 +175,8 @@ def exchange(layer: Layer, model: Model, supports: Support, sweeps: int) -> tupl
             at = jnp.argmax(jnp.where(allowed, jnp.abs(response), -1.0))
             positions = layer.ways.shape[0]
             candidate = Support(
-                support.filters.at[slot].set((at // positions).astype(support.filters.dtype)),
-                support.positions.at[slot].set((at % positions).astype(support.positions.dtype)),
+                jnp.asarray(support.filters).at[slot].set((at // positions).astype(support.filters.dtype)),
+                jnp.asarray(support.positions).at[slot].set((at % positions).astype(support.positions.dtype)),
             )
             deviation = gram_of(layer, candidate) - jnp.eye(model.size, dtype=layer.table.dtype)
             fresh = (*_leading(deviation), candidate)
