@@ -162,7 +162,7 @@ def _assign(sets: np.ndarray, filters: int, model: Model, geometry: Geometry) ->
     size = sets.shape[1]
     region = sets // np.asarray(model.window)
     count = regions(model.code_shape[1:], model.pool)
-    region = np.ravel_multi_index(tuple(np.moveaxis(region, -1, 0)), count)
+    region = np.asarray(np.ravel_multi_index(tuple(np.moveaxis(region, -1, 0)), count))
     which = np.asarray(range(len(sets)), np.int64)
     local = np.zeros((len(sets), 0), np.int64)
     for slot in range(size):

@@ -103,7 +103,7 @@ def _rows(
     sizes = np.abs(entries)
     sizes[np.arange(count), np.arange(count), own] = 0.0
     grid = regions(model.code_shape[1:], model.pool)
-    region = np.ravel_multi_index(tuple((near // np.asarray(model.window)).T), grid)
+    region = np.asarray(np.ravel_multi_index(tuple((near // np.asarray(model.window)).T), grid))
     parts = []
     for number in np.unique(region):
         block = sizes[..., region == number]
