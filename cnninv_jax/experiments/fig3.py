@@ -39,7 +39,7 @@ class Fig3Parameters:
     weights: str | None = None
     """File with the filters (.npz, .safetensors, .h5, .caffemodel, or .npy for one layer), or fetch:vgg16. VGG-16 is
     recognised, of anything else panel (a) is drawn. By default filters are random: (a) at the size of conv5_2, (b) and
-    (c) for conv2_2 of a VGG-16 of random filters, in place of the paper's conv5_2 at 256 times the work."""
+    (c) for conv2_2 of a VGG-16 of random filters, a sixteenth of the paper's conv5_2 in work."""
     layer: str | None = None
     """Layer whose filters are tested, conv5_2 or the name of a tensor; by default conv5_2 (the paper's) where the file
     has it, else the deepest layer it has from conv1_1 on."""
