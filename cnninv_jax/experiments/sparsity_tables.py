@@ -84,13 +84,13 @@ def _compute(
         if value is not None and value < 1:
             raise ValueError(f"expected {flag} to be a positive number, got {value}")
     architecture = data.ARCHITECTURES[name]
+    files = data.picture_files(parameters.pictures)[: parameters.limit]
     if parameters.weights is None:
         network = random_network(name, jax.random.key(options.seed))
     else:
         network = data.load_network(parameters.weights, architecture=name)
     layers = network.runnable
     size = parameters.size or architecture.size
-    files = data.picture_files(parameters.pictures)[: parameters.limit]
     outputs = output_names(layers)
     counted = count_shares(network, files, size, options, folder)
     content = {

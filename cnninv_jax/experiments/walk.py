@@ -112,7 +112,7 @@ def _layer(layer: data.ConvLayer, key: PRNGKeyArray, options: WalkOptions, folde
     """Return the numbers of one layer; None for what is not defined or costs too much."""
     dtype = np.dtype(options.precision)
     bank = layer.filters.astype(dtype)
-    coherence_key, bound_key, start_key = jax.random.split(key, 3)
+    coherence_key, bound_key = jax.random.split(key)
     each, size = layer.num_filters // layer.groups, math.prod(bank.shape[1:])
     length = bank.shape[2:]
     signal = tuple(max(options.signal or SIGNAL[len(length)], ell) for ell in length)
@@ -144,12 +144,9 @@ def _layer(layer: data.ConvLayer, key: PRNGKeyArray, options: WalkOptions, folde
     windows = math.prod(-(-side // step) for side, step in zip(signal, layer.stride, strict=True))
     if 2 * STEPS * each * size * windows * layer.groups < LARGEST_WORK:
         bound = partial(_bound, signal=signal, stride=layer.stride)
-        found["bound"] = max(float(bound(part, start_key)) for part in map(jnp.asarray, parts))
+        found["bound"] = max(float(bound(part)) for part in map(jnp.asarray, parts))
         keys = jax.random.split(bound_key, (options.random_bounds, layer.groups))
-        random = [
-            max(float(_random_bound(one, start_key, parts[0].shape, dtype, signal, layer.stride)) for one in row)
-            for row in keys
-        ]
+        random = [max(float(bound(_draw(one, parts[0].shape, dtype))) for one in row) for row in keys]
         found["random_bound"] = _interval(np.asarray(random))
     return found
 
@@ -164,21 +161,14 @@ def _all_shifts(bank: FilterBank, stride: tuple[int, ...]) -> Scalar:
 
 
 @partial(jax.jit, static_argnames=("signal", "stride"))
-def _bound(bank: FilterBank, key: PRNGKeyArray, signal: tuple[int, ...], stride: tuple[int, ...]) -> Scalar:
+def _bound(bank: FilterBank, signal: tuple[int, ...], stride: tuple[int, ...]) -> Scalar:
     op = conv_operator(normalize(bank), signal, stride=stride, padding="same")
-    return norm_squared(op, num_steps=STEPS, key=key)
+    return norm_squared(op, num_steps=STEPS)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _random_bound(
-    key: PRNGKeyArray,
-    start: PRNGKeyArray,
-    shape: tuple[int, ...],
-    dtype: np.dtype,
-    signal: tuple[int, ...],
-    stride: tuple[int, ...],
-) -> Scalar:
-    return _bound(gaussian(key, shape[0], shape[1], shape[2:], dtype=dtype), start, signal, stride)
+@partial(jax.jit, static_argnums=(1, 2))
+def _draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> FilterBank:
+    return gaussian(key, shape[0], shape[1], shape[2:], dtype=dtype)
 
 
 def _interval(values: np.ndarray) -> dict[str, float]:
@@ -223,7 +213,7 @@ def _readable(content: Mapping[str, Any]) -> Table:
         notes.append(
             f"Filters of zeros, left out of the coherence: {', '.join(f'{n} in {name}' for name, n in zero.items())}."
         )
-    if any(layer["bound"] is None or layer["coherence_all_shifts"] is None for layer in layers):
+    if any(layer[name] is None for layer in layers for name in ("coherence", "coherence_all_shifts", "bound")):
         notes.append("A dash: not defined for one filter, or too large to compute.")
     notes += [f"{note[0].upper()}{note[1:]}." for note in content["notes"]]
     return Table(f"Convolutions of {content['source']}", tuple(columns), tuple(rows), tuple(notes))
