@@ -1,4 +1,4 @@
-"""Thm 3.1 of Gilbert et al. 2017 against simulated P(delta_k > delta) (`gilbert-bounds`): which C it takes, and where."""
+"""Thm 3.1 of Gilbert et al. 2017 against simulated P(delta_k > delta), for `gilbert-bounds`: the C that it takes."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def bounds_figure(report: Mapping[str, Any], dataset: xr.Dataset) -> Figure:
         0.5, 0.955,
         f"K={p['K']}, l={p['ell']}, D={p['D']}, t={p['stride']}, n={found['n']}, k={p['k']}, "
         f"M={', '.join(map(str, found['channels']))}; Gaussian filters, {p['values']} values; {draws:,} draws, "
-        f"{dataset.sizes['draw']:,} of them shown; seed {report['seed']}",
+        f"{dataset.sizes['draw']:,} of them shown; seed {report['seed']}. Line: equality; dotted: an estimate of zero",
         ha="center", va="center", fontsize=9, color="0.3",
     )  # fmt: skip
     grid = figure.subplots(2, 4)
@@ -82,7 +82,8 @@ def _inequality(
         y = dataset["observed"].sel(bound_name=name).to_numpy()
         mask = np.isfinite(x) & (x > 0) & (y > 0)
         entry = found[name]
-        text = f"{short}: x{entry['loose_median']:.3g}, {entry['violated']:,} violated"
+        loose = "-" if entry["loose_median"] is None else f"x{entry['loose_median']:.3g}"
+        text = f"{short}: {loose}, {entry['violated']:,} violated"
         axes.plot(x[mask], y[mask], ".", color=colour, markersize=2.5, alpha=0.5, label=text)
         seen += [x[mask], y[mask]]
     x, y = np.concatenate(seen[::2]), np.concatenate(seen[1::2])

@@ -34,8 +34,8 @@ def _lemmas(p: BoundsParameters, content: Mapping[str, Any]) -> Table:
             f"{found['finite']:.1%}",
             better,
             f"{found['violated']:,}" + (f" ({found['exceeded']:,})" if found["exceeded"] != found["violated"] else ""),
-            f"x{found['loose_median']:.3g}",
-            f"x{found['loose_least']:.3g}",
+            _times(found["loose_median"]),
+            _times(found["loose_least"]),
             f"{found['zero']:.1%}",
         ))  # fmt: skip
     first = next(iter(content["bounds"].values()))
