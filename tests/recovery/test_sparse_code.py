@@ -1,4 +1,4 @@
-"""Algorithm 2 of Gilbert et al. 2017: its three stages, the model its result belongs to, and recovery of known codes."""
+"""Algorithm 2 of Gilbert et al. 2017: its three stages, the model its result belongs to, recovery of known codes."""
 
 import jax
 import jax.numpy as jnp
