@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.iht [--peer-python PATH] [--smoke] [--no-store]``; PATH is a Python that has torch. The size is
 that of Fig. 2, K, M, l, D = 96, 32, 5, 32, float32, 256 problems of 50 iterations at step 1; filters are given arrays,
-new ones for every problem or one bank for all. Recoveries are checked first: a few problems against a dense float64 loop, all of
-them against each other. Ours and the peer's are measured in turns, and ratios are taken turn by turn.
+new ones for every problem or one bank for all. Recoveries are checked first: a few problems against a dense float64
+loop, all of them against each other. Ours and the peer's are measured in turns, and ratios are taken turn by turn.
 """
 
 from __future__ import annotations
