@@ -1,8 +1,8 @@
 """The model-RIP constant at Fig. 2's size of Gilbert et al. 2017: supports looked at a second, and what they find.
 
-``python -m benchmarks.constant [--full] [--smoke]`` times random supports (one |W_S W_S^T - I| each, or the proof that it
-is no larger than the best), the truncated power method (one product by W W^T and one projection a support) and exchanges,
-then the whole of `rip.constant`, compilation apart. ``--full`` compares with 10^7 random supports.
+``python -m benchmarks.constant [--full] [--smoke]`` times random supports (one |W_S W_S^T - I| each, or the proof
+that it is no larger than the best), the truncated power method (one product by W W^T and one projection a support) and
+exchanges, then the whole of `rip.constant`, compilation apart. ``--full`` compares with 10^7 random supports.
 """
 
 from __future__ import annotations

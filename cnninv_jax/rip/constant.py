@@ -17,7 +17,7 @@ from cnninv_jax.operators import ConvOperator
 from cnninv_jax.rip._gram import gram_geometry, host_gram_table
 from cnninv_jax.rip._patterns import Model, Patterns, count_model_supports, list_patterns, support_model
 from cnninv_jax.rip.certificates import upper_bounds
-from cnninv_jax.rip.enumeration import chosen_filters, enumerate_patterns
+from cnninv_jax.rip.enumeration import chosen_filters, enumerate_patterns, listed
 from cnninv_jax.rip.search import Layer, Support, exchange, power_search, random_supports, way_matrix
 from cnninv_jax.sparsity import SparseCode, regions
 
@@ -138,7 +138,9 @@ def constant(
         return _spoilt(op, model)
     dtype = wider(op.dtype, np.float32)
     ways = way_matrix(geometry)
-    layer = Layer(jnp.asarray(table, dtype), jnp.asarray(ways))
+    # Room for a multiple of 16 tables: filters of other lengths need no program of their own.
+    room = np.pad(table, ((0, -len(table) % 16), (0, 0), (0, 0)))
+    layer = Layer(jnp.asarray(room, dtype), jnp.asarray(ways))
     root = jax.random.key(0) if key is None else key
     candidates, evaluations = _search(root, layer, model, starts, steps, sweeps, num_random)
     best, support = max(((_norm(table, ways, c), c) for c in candidates), key=lambda found: found[0])
@@ -214,18 +216,15 @@ def _enumerate(
     start = jnp.asarray(best, layer.table.dtype)
     num_positions = model.code_shape[1:]
     for family in families:
-        total = math.comb(model.code_shape[0], family.filters) * len(family.local)
-        patterns = (jnp.asarray(family.local), jnp.asarray(family.ways))
-        value, number = enumerate_patterns(layer.table, patterns, family.filters, total, start)
-        evaluations += total
+        patterns = listed(family, model.code_shape[0])
+        value, number = enumerate_patterns(layer.table, patterns, start)
+        evaluations += int(patterns.total)
         if int(number) >= 0:
             choice, pattern = divmod(int(number), len(family.local))
-            chosen = np.asarray(chosen_filters(jnp.asarray([choice], np.int32), model.code_shape[0], family.filters))[
-                :, 0
-            ]
+            chosen = np.asarray(chosen_filters(jnp.asarray([choice], np.int32), patterns.binomials))[:, 0]
             shifts = tuple(family.shifts[pattern].T)
             positions = np.asarray(np.ravel_multi_index(shifts, num_positions))
-            support = Support(chosen[family.local[pattern]], positions)
+            support = Support(chosen[np.asarray(patterns.local[pattern])], positions)
             start = value
     return support, evaluations
 

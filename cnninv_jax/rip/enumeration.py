@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -160,9 +159,45 @@ def raise_to(best: Float[Array, " B"], matrices: Matrices) -> tuple[Float[Array,
     return best, which
 
 
-@partial(jax.jit, static_argnums=(2, 3))
+class Listed(NamedTuple):
+    """A family of patterns for the device, of a size that several families share: programs are few.
+
+    Attributes:
+        local: which filter of the choice, the largest first, every entry belongs to, [P, r].
+        ways: table of every two entries, [P, r, r].
+        binomials: C(c, F - i) in row i, c = 0 .. K - 1, [r, K]; rows from F on choose filter 0, which is not used.
+        length: number of patterns, at most P.
+        total: number of supports, length C(K, F).
+    """
+
+    local: Int[Array, "P r"]
+    ways: Int[Array, "P r r"]
+    binomials: Int[Array, "r K"]
+    length: Int[Array, ""]
+    total: Int[Array, ""]
+
+
+def listed(family: Patterns, num_filters: int) -> Listed:
+    """Return a family of patterns as `enumerate_patterns` takes it."""
+    count, size = family.local.shape
+    room = ((0, (1 << max(6, (count - 1).bit_length())) - count), (0, 0))
+    largest = 2**31 - 1
+    binomials = [
+        [min(math.comb(c, slot), largest) if slot > 0 else min(c, 1) * largest for c in range(num_filters)]
+        for slot in range(family.filters, family.filters - size, -1)
+    ]
+    return Listed(
+        jnp.asarray(np.pad(family.filters - 1 - family.local, room)),
+        jnp.asarray(np.pad(family.ways, (*room, (0, 0)))),
+        jnp.asarray(binomials, np.int32),
+        jnp.asarray(count, np.int32),
+        jnp.asarray(count * math.comb(num_filters, family.filters), np.int32),
+    )
+
+
+@jax.jit
 def enumerate_patterns(
-    table: Float[Array, "ways K K"], patterns: tuple[Array, Array], filters: int, total: int, best: Scalar
+    table: Float[Array, "ways K K"], patterns: Listed, best: Scalar
 ) -> tuple[Scalar, Int[Array, ""]]:
     """Return the larger of ``best`` and all |G_S - I| of a list of patterns, and the number of that support, or -1.
 
@@ -170,39 +205,37 @@ def enumerate_patterns(
 
     Args:
         table: inner products.
-        patterns: which filter of the choice every entry belongs to [P, r], and the table of every two entries.
-        filters: F.
-        total: number of supports, P C(K, F), below 2^31.
+        patterns: fewer than 2^31 supports.
         best: a lower bound of the constant; the better it is, the fewer norms are computed.
 
     Cost: r^3 / 3 operations and r^2 / 2 look-ups a support; memory for `LANES` of them.
     """
-    local, ways = patterns
 
     def step(block: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         best, found = carry
-        number = jnp.minimum(block * LANES + jnp.arange(LANES, dtype=np.int32), total - 1)
-        choice, pattern = number // local.shape[0], number % local.shape[0]
-        chosen = chosen_filters(choice, table.shape[1], filters)
-        owner = jnp.take_along_axis(chosen, local[pattern].T, axis=0)
-        pairs = ways[pattern].transpose(1, 2, 0)
+        # Beyond the end the last support comes again; the difference is taken first, as sums may overflow.
+        left = patterns.total - 1 - block * LANES
+        number = block * LANES + jnp.minimum(jnp.arange(LANES, dtype=np.int32), left)
+        choice, pattern = number // patterns.length, number % patterns.length
+        chosen = chosen_filters(choice, patterns.binomials)
+        owner = jnp.take_along_axis(chosen, patterns.local[pattern].T, axis=0)
+        pairs = patterns.ways[pattern].transpose(1, 2, 0)
         value, which = raise_to(best[None], matrices_of(table, pairs, owner))
         return value[0], jnp.where(which[0] >= 0, number[which[0]], found)
 
-    blocks = -(-total // LANES)
+    blocks = (patterns.total - 1) // LANES + 1
     start = (best, jnp.full((), -1, np.int32))
     return jax.lax.fori_loop(0, blocks, lambda block, carry: step(jnp.asarray(block, np.int32), carry), start)
 
 
-def chosen_filters(choice: Int[Array, " lanes"], num_filters: int, filters: int) -> Int[Array, "F lanes"]:
-    """Return choice number ``choice`` of F of K filters in the combinatorial number system, ascending."""
+def chosen_filters(choice: Int[Array, " lanes"], binomials: Int[Array, "r K"]) -> Int[Array, "r lanes"]:
+    """Return choice number ``choice`` in the combinatorial number system: filters in descending order."""
     rest, slots = choice, []
-    for slot in range(filters, 0, -1):
-        below = np.asarray([min(math.comb(c, slot), 2**31 - 1) for c in range(num_filters)], np.int32)
+    for below in binomials:
         largest = jnp.sum(below[:, None] <= rest[None], axis=0, dtype=np.int32) - 1
-        rest = rest - jnp.asarray(below)[largest]
+        rest = rest - below[largest]
         slots.append(largest)
-    return jnp.stack(slots[::-1])
+    return jnp.stack(slots)
 
 
 def matrices_of(table: Float[Array, "ways K K"], pairs: Int[Array, "r r S"], filters: Int[Array, "r S"]) -> Matrices:
