@@ -45,13 +45,13 @@ def shifted(bank):
 def test_numbers_of_an_unknown_checkpoint(tmp_path):
     rng = np.random.default_rng(0)
     bank = rng.standard_normal((6, 2, 3, 3)).astype(np.float32)
-    tensors = {"body.0.weight": bank, "single.weight": bank[:1], "line.weight": bank[..., 0].copy()}
+    tensors = {"body.0.weight": bank, "single.weight": bank[:1]}
     save_file(tensors, tmp_path / "net.safetensors")
     network = data.load_network(tmp_path / "net.safetensors")
     options = WalkOptions(signal=5, random_banks=30, random_bounds=2, quiet=True)
     findings = walk_checkpoint(network, None, options, tmp_path)
-    body, line, single = findings.content["layers"]
-    assert [layer["layer"] for layer in (body, line, single)] == ["body.0", "line", "single"]
+    body, single = findings.content["layers"]
+    assert [layer["layer"] for layer in (body, single)] == ["body.0", "single"]
     flat = bank.reshape(6, -1) / np.linalg.norm(bank.reshape(6, -1), axis=1, keepdims=True)
     np.testing.assert_allclose(body["coherence"], (np.abs(flat @ flat.T) - np.eye(6)).max(), rtol=1e-5)
     np.testing.assert_allclose(body["coherence_all_shifts"], shifted(bank), rtol=1e-5)
@@ -63,13 +63,36 @@ def test_numbers_of_an_unknown_checkpoint(tmp_path):
     # Of one filter only its own shifts can be compared.
     assert single["coherence"] is None
     np.testing.assert_allclose(single["coherence_all_shifts"], shifted(bank[:1]), rtol=1e-5)
-    assert (len(line["signal"]), line["coherence"] is None) == (1, False)
     table = findings.tables[0]
-    assert table.rows[2][2] == "-"
+    assert table.rows[1][2] == "-"
     assert any("A dash" in note for note in table.notes)
     save_json({"findings": findings.content}, tmp_path / "report.json")
     figure = walk_figure(json.loads((tmp_path / "report.json").read_text()))
     assert len(figure.axes) == 2
+
+
+@pytest.mark.slow
+def test_one_dimension_and_groups(tmp_path):
+    rng = np.random.default_rng(0)
+    line = rng.standard_normal((4, 3, 5)).astype(np.float32)
+    save_file({"line.weight": line}, tmp_path / "net.safetensors")
+    network = data.load_network(tmp_path / "net.safetensors")
+    options = WalkOptions(signal=9, random_banks=2, random_bounds=2, quiet=True)
+    (found,) = walk_checkpoint(network, None, options, tmp_path / "line").content["layers"]
+    flat = line.reshape(4, -1) / np.linalg.norm(line.reshape(4, -1), axis=1, keepdims=True)
+    np.testing.assert_allclose(found["coherence"], (np.abs(flat @ flat.T) - np.eye(4)).max(), rtol=1e-5)
+    rows = np.zeros((4, 9, 3, 13))
+    for j in range(9):
+        rows[:, j, :, j : j + 5] = flat.reshape(4, 3, 5)
+    wide = rows[..., 2:11].reshape(36, -1)
+    np.testing.assert_allclose(found["bound"], np.linalg.norm(wide, 2) ** 2, rtol=1e-4)
+    # Two halves: W is block diagonal, so the bound is the larger half's.
+    layer = data.ConvLayer("conv", line[:, :1].copy(), None, (1,), (0,), groups=2)
+    halves = data.Network("net", (layer,), None, None, "a test")
+    (found,) = walk_checkpoint(halves, None, options, tmp_path / "halves").content["layers"]
+    flat = line[:, 0] / np.linalg.norm(line[:, 0], axis=1, keepdims=True)
+    cosines = np.abs(flat @ flat.T)
+    np.testing.assert_allclose(found["coherence"], max(cosines[0, 1], cosines[2, 3]), rtol=1e-5)
 
 
 def test_pictures_through_a_known_network(tmp_path, monkeypatch):
