@@ -263,16 +263,22 @@ def _continue(folder: Path, quiet: bool = False) -> None:
 
 
 def _analyze(options: AnalysisOptions, filters: tyro.conf.Positional[str] = DEFAULT_FILTERS) -> Callable[[], None]:
-    """Report on a filter bank: norms, coherence, frame bounds, model-RIP ratios, reconstruction errors.
+    """Report on filters: one bank (norms, coherence, frame bounds, model-RIP, errors), or a network, a row a layer.
 
     Args:
         options: How.
-        filters: File (.npy, .npz, .safetensors, .h5), or a random ensemble.
+        filters: File (.npy, .npz, .safetensors, .h5, .caffemodel), a random ensemble, or fetch:vgg16. A file with
+            several convolutions is walked layer by layer, unless --tensor names one.
     """
 
     def work() -> None:
+        from cnninv_jax.experiments.checkpoint import CHECKPOINT, as_checkpoint
         from cnninv_jax.experiments.tables import print_report
 
+        network = as_checkpoint(filters, options)
+        if network is not None:
+            _study(CHECKPOINT, *network)
+            return
         _configure(options.precision)
         print_report(analyze(filters, options))
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnninv_jax import data, filters, rip
+from cnninv_jax.experiments.analysis_constants import constants
 from cnninv_jax.experiments.files import results_folder, save_json, writing
 from cnninv_jax.experiments.options import Precision, checked_seed
 from cnninv_jax.experiments.runs import another_run, default_folder
@@ -66,6 +67,10 @@ class AnalysisOptions:
     """Folder for report.json, figure and draws; by default a folder of its own under runs/."""
     precision: Precision = "float32"
     """Arithmetic."""
+    pictures: str | None = None
+    """With a whole network: folder of pictures, or embedded, whose share of non-zeros is counted layer by layer."""
+    constants: bool = True
+    """Bracket delta_k and delta_2k by certificates, and put Theorem 3.3's bound beside the errors observed."""
     quiet: bool = False
     """No progress."""
 
@@ -136,11 +141,14 @@ def _analyze(
         "num_draws": options.num_draws, "random_banks": options.random_banks, "seed": seed,
         "precision": options.precision,
     }  # fmt: skip
+    ratios = {"filters": _numbers(own), "random": _numbers(beside)}
+    search_key = jax.random.fold_in(jax.random.key(seed), 2)
     content = {
         "origin": origin,
         "setting": setting,
         **structure,
-        "ratios": {"filters": _numbers(own), "random": _numbers(beside)},
+        "ratios": ratios,
+        **({"constants": constants(op, k, pool, search_key, ratios["filters"])} if options.constants else {}),
         "provenance": {"filters": dict(own.provenance), "random": dict(beside.provenance)},
     }
     return Report(content, folder, tuple(_save(content, own, beside, folder)))
@@ -344,8 +352,9 @@ def _save(content: Mapping[str, Any], own: Result, beside: Result, folder: Path)
 
 
 def _plain(options: AnalysisOptions) -> dict[str, Any]:
-    """Return the options that change the numbers."""
-    return {name: value for name, value in dataclasses.asdict(options).items() if name not in ("out", "quiet")}
+    """Return the options that change the draws."""
+    silent = ("out", "quiet", "constants", "pictures")
+    return {name: value for name, value in dataclasses.asdict(options).items() if name not in silent}
 
 
 def _digest(bank: np.ndarray) -> str:

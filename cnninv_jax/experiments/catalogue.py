@@ -8,8 +8,16 @@ from cnninv_jax.experiments.studies import Study
 
 
 def studies() -> dict[str, Study[Any]]:
-    """Return the studies by name."""
-    return {study.name: study for study in ()}
+    """Return the studies by name, in the order of the paper."""
+    from cnninv_jax.experiments.bounds import GILBERT_BOUNDS
+    from cnninv_jax.experiments.coherence_tables import TABLE4, TABLE6
+    from cnninv_jax.experiments.fig3 import FIG3
+    from cnninv_jax.experiments.phase import PHASE
+    from cnninv_jax.experiments.sparsity_tables import TABLE2, TABLE7
+    from cnninv_jax.experiments.table3 import TABLE3
+
+    known = (FIG3, TABLE2, TABLE3, TABLE4, TABLE6, TABLE7, GILBERT_BOUNDS, PHASE)
+    return {study.name: study for study in known}
 
 
 def find_study(name: str) -> Study[Any]:
@@ -18,7 +26,9 @@ def find_study(name: str) -> Study[Any]:
     Raises:
         ValueError: this version knows no study of that name.
     """
-    known = studies()
+    from cnninv_jax.experiments.checkpoint import CHECKPOINT
+
+    known = {**studies(), CHECKPOINT.name: CHECKPOINT}
     if name not in known:
         raise ValueError(f"expected a study out of {', '.join(known)}, got {name!r}; use the version that began it")
     return known[name]

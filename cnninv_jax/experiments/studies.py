@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -126,6 +127,7 @@ def reproduce_study(study: Study[Any], parameters: Any, options: StudyOptions) -
         "command": "study",
         "study": study.name,
         "parameters": _plain(parameters),
+        **({"files": files} if (files := _digests(parameters)) else {}),
         "seed": options.seed,
         "precision": options.precision,
     }
@@ -231,6 +233,28 @@ def progress_bar(name: str, total: int, *, quiet: bool = False) -> Iterator[Prog
 def _plain(parameters: Any) -> dict[str, Any]:
     """Return parameters as JSON holds them; paths become absolute, so that a folder means the same files later."""
     return json.loads(json.dumps(dataclasses.asdict(parameters), default=lambda path: str(Path(path).absolute())))
+
+
+def _digests(parameters: Any) -> dict[str, str]:
+    """Return a digest of every file or folder that a parameter names: a changed file is another study."""
+    found = {}
+    for name, value in vars(parameters).items():
+        try:
+            path = Path(value).expanduser() if isinstance(value, (str, Path)) and value else None
+            if path is None or not path.exists():
+                continue
+            digest = hashlib.sha256()
+            if path.is_file():
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256")
+            else:
+                for entry in sorted(path.iterdir()):
+                    facts = entry.stat()
+                    digest.update(f"{entry.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+        except (OSError, RuntimeError):  # reading it will say what is wrong
+            continue
+        found[name] = digest.hexdigest()[:16]
+    return found
 
 
 def _read_spec(folder: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cnninv_jax.experiments.analysis import Report
+from cnninv_jax.experiments.analysis_constants import constants_table
 from cnninv_jax.experiments.registry import Experiment
 from cnninv_jax.experiments.runs import Outcome
 from cnninv_jax.experiments.studies import Study
@@ -176,5 +177,11 @@ def print_report(report: Report) -> None:
         lost = f" ({mine['non_finite']:,} non-finite draws left out)" if mine["non_finite"] else ""
         table.add_row(mine["label"] + lost, *cells)
     out.print(table)
+    if "constants" in content:
+        certified, sentences = constants_table(content["constants"])
+        if certified is not None:
+            out.print(certified)
+        for sentence in sentences:
+            out.print(sentence, markup=False)
     for path in report.files:
         out.print(f"  {path}", markup=False, soft_wrap=True)
