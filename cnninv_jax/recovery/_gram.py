@@ -289,7 +289,7 @@ def _finish(geo: Geometry, problem: _Problem, table: Float[Array, "K u K"], run:
     size = values if geo.nonnegative else jnp.abs(values)
     least = jnp.min(jnp.where(on_path, size, np.inf), axis=1)
 
-    reach = _minus_columns(geo, table, jnp.abs(gradient), run, -away, absolute=True) * problem.step
+    reach = _minus_columns(geo, table, jnp.abs(gradient), run, -away, absolute=True) * jnp.abs(problem.step)
     reach = reach.at[run.places, run.filters].set(0.0)
     highest = _fold(jnp.maximum, reach)
     bar = jnp.broadcast_to(jnp.min(least)[None], highest.shape).at[run.filters].set(least)
