@@ -44,8 +44,8 @@ def load_filters(
     """Read one convolution kernel from a file and bring it into the order ``[K, M, *ell]``.
 
     Args:
-        source: A ``.npy``, ``.npz``, ``.safetensors``, ``.h5`` or ``.hdf5`` file. Pickles (``.pt``, ``.pth``,
-            ``.bin``) are refused because opening one can run code.
+        source: A ``.npy``, ``.npz``, ``.safetensors``, ``.h5``, ``.hdf5`` or ``.caffemodel`` file. Pickles (``.pt``,
+            ``.pth``, ``.bin``) are refused because opening one can run code.
         tensor: The entry to read; in HDF5 the full path, such as ``"conv1/conv1/kernel:0"``. May be left out
             where exactly one entry has 3 or 4 axes.
         layout: Order of axes in the file: ``"KMll"`` or ``"KMl"`` (torch, the papers), ``"llMK"`` or
