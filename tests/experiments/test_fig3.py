@@ -263,6 +263,15 @@ def test_a_finished_folder_is_read_not_computed_again(outcome):
     assert again.report == found.report
 
 
+def test_a_stopped_study_goes_on_from_its_journals(outcome, monkeypatch):
+    parameters, found = outcome
+    (found.folder / "report.json").unlink()
+    # What is in the journals is not drawn again.
+    monkeypatch.setattr("cnninv_jax.montecarlo.engine.agree_on_sizes", None)
+    again = reproduce_study(FIG3, parameters, StudyOptions(out=found.folder, quiet=True))
+    assert again.report["findings"] == found.report["findings"]
+
+
 @pytest.mark.slow
 def test_whole_maps_and_random_networks(tmp_path):
     changed = {**SMALL, "whole_maps": True, "panels": "bc", "layer": "conv2_1", "picture_size": 12}
