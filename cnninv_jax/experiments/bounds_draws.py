@@ -89,30 +89,17 @@ class BoundsDraw:
         code = draw_code(code_key, values=self.values, dtype=op.dtype)
         dk, d2k = rip.exact_constant(op, self.k), rip.exact_constant(op, self.k, members=2)
         observed, bound, deviation = sides(op, code, draw_code(support_key, dtype=op.dtype), dk, d2k)
-        slack = rounding(self.k, self.bank.M * self.bank.ell, op.dtype) * (1.0 + bound)
-        speaks = jnp.isfinite(bound) & (bound > 0)
-        seen = speaks & (observed > 0)
-        ratio = jnp.where(seen, bound, 1.0) / jnp.where(seen, observed, 1.0)
-        flip = np.array([name == "b1_gram_low" for name in BOUNDS])
-        relative = np.array([name in RELATIVE_ERRORS for name in BOUNDS])
-        gap = jnp.where(flip, bound - observed, observed - bound)
-        informative = speaks & jnp.where(relative, bound < 1, True)
-        at = list(BOUNDS).index("theorem_3_3")
+        slack = rounding(self.k, self.bank.M * self.bank.ell, op.dtype)
+        theorem = bound[list(BOUNDS).index("theorem_3_3")]
         by_channels = functools.partial(self.bank.by_channels, step=step)
         return {
             "observed": observed,
             "bound": bound,
-            "looseness": jnp.where(seen, jnp.where(flip, -1.0, 1.0).astype(ratio.dtype) * jnp.log10(ratio), jnp.nan),
-            "exceeded": gap > 0,
-            "violated": gap > slack,
-            "finite": speaks,
-            "informative": informative,
-            "informative_violated": informative & (gap > slack),
-            "zero": observed == 0,
+            **verdicts(observed, bound, slack),
             "delta_k": by_channels(dk),
             "delta_2k": by_channels(d2k),
             "deviation": by_channels(deviation),
-            "theorem": by_channels(jnp.stack([bound[at] < jnp.inf, bound[at] < 1]).astype(op.dtype)),
+            "theorem": by_channels(jnp.stack([theorem < jnp.inf, theorem < 1]).astype(op.dtype)),
         }
 
 
@@ -127,6 +114,39 @@ class ConstantsDraw:
         """Return delta_k by channels and k."""
         op, step = self.bank.draw(key)
         return {"delta_k": self.bank.by_channels(jnp.stack([rip.exact_constant(op, k) for k in self.k]), step)}
+
+
+def verdicts(observed: Float[Array, " bounds"], bound: Float[Array, " bounds"], slack: float) -> dict[str, Array]:
+    """Return what two sides say, over the axis of `BOUNDS`.
+
+    Args:
+        observed: left sides.
+        bound: right sides; eq. (7) bounds from below.
+        slack: rounding, relative to 1 plus the right side.
+
+    Returns:
+        ``looseness``, log10 of how far the bound is off, NaN where it is not finite and positive or nothing is
+        observed; ``exceeded`` by any rounding error, ``violated`` by more than ``slack``; ``finite`` where the bound
+        speaks, ``informative`` where it is better than an estimate of zero, ``informative_violated``; ``zero``
+        observed.
+    """
+    flip = np.array([name == "b1_gram_low" for name in BOUNDS])
+    relative = np.array([name in RELATIVE_ERRORS for name in BOUNDS])
+    finite = jnp.isfinite(bound) & (bound > 0)
+    seen = finite & (observed > 0)
+    ratio = jnp.where(seen, bound, 1.0) / jnp.where(seen, observed, 1.0)
+    gap = jnp.where(flip, bound - observed, observed - bound)
+    violated = gap > slack * (1.0 + bound)
+    informative = finite & jnp.where(relative, bound < 1, True)
+    return {
+        "looseness": jnp.where(seen, jnp.where(flip, -1.0, 1.0).astype(ratio.dtype) * jnp.log10(ratio), jnp.nan),
+        "exceeded": gap > 0,
+        "violated": violated,
+        "finite": finite,
+        "informative": informative,
+        "informative_violated": informative & violated,
+        "zero": observed == 0,
+    }
 
 
 def rounding(k: int, terms: int, dtype: jax.typing.DTypeLike) -> float:

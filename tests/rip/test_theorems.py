@@ -164,6 +164,24 @@ def test_gaussian_failure_holds_for_one_entry():
     assert jnp.isnan(rip.gaussian_failure(0.5, num_filters=2, shifts=3, k=3, degrees=64).value)
 
 
+@pytest.mark.parametrize(("num_filters", "shifts"), [(2, 1), (6, 3), (96, 28)])
+def test_theorem_3_1_is_proved_with_the_gaussian_constant(num_filters, shifts):
+    """Wherever the theorem says anything with that C, the bound without open constants is below its epsilon."""
+    C = float(rip.gaussian_constant(num_filters, shifts))
+    sizes = {"num_filters": num_filters, "shifts": shifts}
+    delta, degrees = (grid.ravel() for grid in np.meshgrid(np.linspace(0.05, 0.99, 30), np.geomspace(10, 1e5, 30)))
+    spoke = 0
+    for k in (1, 2, num_filters):
+        # l <= D makes M l^2 / D at most M l.
+        epsilon = np.asarray(rip.theorem_3_1(k=k, delta=delta, ratio=degrees, constant=C, **sizes).unclipped)
+        proved = np.asarray(rip.gaussian_failure(delta, k=k, degrees=degrees, **sizes).unclipped)
+        speaks = (epsilon < 1) & (epsilon > 1e-30)
+        assert np.all(proved[speaks] <= epsilon[speaks])
+        spoke += speaks.sum()
+    assert spoke > 30
+    assert jnp.isnan(rip.gaussian_constant(1, 1))
+
+
 def test_the_sub_gaussian_norm_of_a_normal_variable_is_below_one():
     """The paper says that it is at least 1 ("note that ... >= 1"), by its own definition it is sqrt(2 / pi)."""
     p = np.linspace(1, 60, 2000)
