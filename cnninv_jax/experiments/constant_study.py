@@ -27,13 +27,13 @@ PANELS = ("k", "M", "ell")
 class ConstantParameters:
     """Sizes of the banks and the effort spent on each."""
 
-    num_filters: int = 16
+    num_filters: int = 12
     """K, number of filters."""
     channels: int = 32
     """M, input channels, where it is not varied."""
     length: int = 5
     """l, filter length, where it is not varied."""
-    shifts: int = 8
+    shifts: int = 6
     """n, shifts of a filter; the signal is D = n + l - 1 long."""
     k: int = 2
     """Non-zeros, where they are not varied."""

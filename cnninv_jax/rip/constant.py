@@ -49,8 +49,9 @@ class RipConstant:
     """delta_k of a layer, or delta_2k with two members: lower <= exact <= upper.
 
     Attributes:
-        exact: largest |W_S W_S^T - I| over all supports, to the rounding of the filters' dtype (float32 at least); NaN
-            where they were too many to enumerate.
+        exact: largest |W_S W_S^T - I| over all supports, NaN where they were too many to enumerate. It is computed in
+            float64, but supports are compared in the filters' dtype (float32 at least): one that is larger by some
+            size eps (1 + delta) may be missed.
         lower: certified by ``witness``: recomputed in float64, its rounding error taken off.
         upper: certified for every support: the least of the bounds, side by side; rounding errors added.
         upper_gershgorin: model-Gershgorin.

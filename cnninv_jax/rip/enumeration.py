@@ -136,10 +136,10 @@ def raise_to(best: Float[Array, " B"], matrices: Matrices) -> tuple[Float[Array,
         matrices: symmetric, S of every lane: [r, r, S, B], or their lower triangles row by row, [S, B] each.
     """
     size = _size(matrices) if isinstance(matrices, list) else len(matrices)
-    slack = 1.0 + 8.0 * size * float(jnp.finfo(best.dtype).eps)
+    slack = size * float(jnp.finfo(best.dtype).eps)
 
     def failing(best: Array) -> Array:
-        bound = (best * slack)[None]
+        bound = (best + slack * (1.0 + best))[None]
         return ~(_definite(matrices, bound, 1.0) & _definite(matrices, bound, -1.0))
 
     def more(carry: tuple[Array, Array, Array, Array]) -> Array:
