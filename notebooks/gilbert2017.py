@@ -90,7 +90,7 @@ for k, norms in curves.items():
     (line,) = axes.semilogy(middle, label=f"k = {k}")
     axes.fill_between(np.arange(num_steps + 1), low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 axes.axvline(1, color="grey", linewidth=0.8, linestyle=":")
-axes.annotate("one CNN layer", (1, 2e-7), xytext=(4, 0), textcoords="offset points", color="grey")
+axes.annotate("one CNN layer", (1, 1.2), xytext=(4, 0), textcoords="offset points", color="grey")
 axes.set_xlabel("iteration")
 axes.set_ylabel(r"$|x - W^T z_i| \; / \; |x|$")
 axes.set_title("Model IHT, K, M, l, D = 96, 32, 5, 32, step 1")

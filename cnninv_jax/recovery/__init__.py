@@ -1,6 +1,5 @@
 """Recovery of codes from signals (Gilbert et al. 2017, Algs. 1 and 2), and layers of a CNN as its first iteration."""
 
-from cnninv_jax.recovery.iht import RESULTS as RESULTS
 from cnninv_jax.recovery.iht import IHTResult as IHTResult
 from cnninv_jax.recovery.iht import IHTState as IHTState
 from cnninv_jax.recovery.iht import gram_obstacle as gram_obstacle
@@ -15,6 +14,7 @@ from cnninv_jax.recovery.layers import CNNLayer as CNNLayer
 from cnninv_jax.recovery.layers import LayersResult as LayersResult
 from cnninv_jax.recovery.layers import cnn_layer as cnn_layer
 from cnninv_jax.recovery.layers import iht_layers as iht_layers
+from cnninv_jax.recovery.results import RESULTS as RESULTS
 from cnninv_jax.recovery.sparse_code import SparseCodeResult as SparseCodeResult
 from cnninv_jax.recovery.sparse_code import sparse_code as sparse_code
 from cnninv_jax.recovery.steps import fixed_step as fixed_step

@@ -26,45 +26,23 @@ from jax.custom_batching import custom_vmap
 
 from cnninv_jax._numerics import matmul
 from cnninv_jax._typing import Array, Bool, Code, Float, Int, Scalar, Signal
+from cnninv_jax.recovery._correlations import (
+    Geometry,
+    Workspace,
+    correlate,
+    empty,
+    gram_matrix,
+    minus_columns,
+    windows,
+)
 
 #: Up to these sizes the unrolled loops compile within seconds and the correlations fit into memory at hand.
 MAX_SUPPORT, MAX_SHIFTS, MAX_FILTERS, MAX_TABLE_BYTES = 256, 256, 1024, 2**26
 #: The rest of the path is tried when the last move was this part of the gap between kept and dropped; too early
 #: a trial is refused and costs two iterations.
 CALM = 1.0
-#: Filters that enter at once from so many on are correlated in one product.
-TOGETHER = 3
 #: Rounding of a response, in units of the largest one.
 ROUNDING = 64.0
-
-
-class Geometry(NamedTuple):
-    """What is static: K filters of M channels and length l, a signal of length D, stride t; k, and the iteration."""
-
-    num_filters: int
-    channels: int
-    length: int
-    signal_length: int
-    stride: int
-    k: int
-    num_steps: int
-    nonnegative: bool
-    divergence: float
-
-    @property
-    def shifts(self) -> int:
-        """Shifts of a filter, n = (D - l) / t + 1."""
-        return (self.signal_length - self.length) // self.stride + 1
-
-    @property
-    def reach(self) -> int:
-        """Largest number of shifts at which two filters overlap."""
-        return min((self.length - 1) // self.stride, self.shifts - 1)
-
-    @property
-    def lags(self) -> int:
-        """Lags u at which two filters overlap."""
-        return 2 * self.reach + 1
 
 
 class Found(NamedTuple):
@@ -87,13 +65,6 @@ class _Problem(NamedTuple):
     norm: Scalar
     step: Scalar
     limit: Scalar
-
-
-class _Workspace(NamedTuple):
-    """C[f, u, i], lags from -reach to reach, of the filters f met so far."""
-
-    table: Float[Array, "K u K"]
-    known: Bool[Array, " K"]
 
 
 class _Run(NamedTuple):
@@ -138,7 +109,7 @@ def solve(geo: Geometry, filters: Float[Array, "K M l"], x: Signal, step: Scalar
     @custom_vmap
     def one(*arrays: Array) -> Found:
         bank, signal, step, limit = arrays
-        return _solve_one(geo, _workspace(geo, bank.dtype), bank, signal, step, limit)[1]
+        return _solve_one(geo, empty(geo, bank.dtype), bank, signal, step, limit)[1]
 
     @one.def_vmap
     def _(lanes: int, batched: Any, *arrays: Array) -> tuple[Found, Found]:
@@ -177,7 +148,7 @@ def _one_after_the_other(function: Callable[..., Any]) -> Callable[..., Any]:
 def _solve_many(geo: Geometry, batched: tuple[bool, ...], lanes: int, *arrays: Array) -> Found:
     """Solve problems in turn with one workspace; a bank that they share is correlated once."""
 
-    def turn(workspace: _Workspace, rows: list[Array]) -> tuple[_Workspace, Found]:
+    def turn(workspace: Workspace, rows: list[Array]) -> tuple[Workspace, Found]:
         rest = iter(rows)
         parts = [next(rest) if is_batched else array for array, is_batched in zip(arrays, batched, strict=True)]
         if batched[0]:
@@ -185,23 +156,18 @@ def _solve_many(geo: Geometry, batched: tuple[bool, ...], lanes: int, *arrays: A
         return _solve_one(geo, workspace, *parts)
 
     split = [array for array, is_batched in zip(arrays, batched, strict=True) if is_batched]
-    return lax.scan(turn, _workspace(geo, arrays[0].dtype), split, length=lanes)[1]
-
-
-def _workspace(geo: Geometry, dtype: jnp.dtype) -> _Workspace:
-    table = jnp.zeros((geo.num_filters, geo.lags, geo.num_filters), dtype)
-    return _Workspace(table, jnp.zeros((geo.num_filters,), bool))
+    return lax.scan(turn, empty(geo, arrays[0].dtype), split, length=lanes)[1]
 
 
 def _solve_one(
     geo: Geometry,
-    workspace: _Workspace,
+    workspace: Workspace,
     bank: Float[Array, "K l*M"],
     signal: Float[Array, "D M"],
     step: Scalar,
     limit: Scalar,
-) -> tuple[_Workspace, Found]:
-    patches = _windows(signal[None], geo.shifts, geo.length, geo.stride)[0]
+) -> tuple[Workspace, Found]:
+    patches = windows(signal[None], geo.shifts, geo.length, geo.stride)[0]
     responses = matmul(patches, bank.T)
     problem = _Problem(bank, signal, responses, _length(signal), step, limit)
     usable = (problem.norm > 0) & jnp.isfinite(problem.norm)
@@ -218,16 +184,16 @@ def _solve_one(
     begun = _move(geo, problem, start, step * responses, jnp.full_like(step, np.inf))
     run = jax.tree.map(lambda new, old: jnp.where(_ended(geo, start), old, new), begun, start)
 
-    def iterate(carry: tuple[_Workspace, _Run]) -> tuple[_Workspace, _Run]:
+    def iterate(carry: tuple[Workspace, _Run]) -> tuple[Workspace, _Run]:
         workspace, run = carry
-        workspace = _correlate(geo, problem.bank, workspace, run.filters)
-        gradient = _minus_columns(geo, workspace.table, problem.responses, run, run.values)
+        workspace = correlate(geo, problem.bank, workspace, run.filters)
+        gradient = minus_columns(geo, workspace.table, problem.responses, run.filters, run.places, run.values)
         change = step * gradient[run.places, run.filters]
         moved = jnp.max(jnp.abs(change))
         h = (step * gradient).at[run.places, run.filters].add(run.values)
         return workspace, _move(geo, problem, run, h, moved)
 
-    def until_calm(carry: tuple[_Workspace, _Run]) -> tuple[_Workspace, _Run]:
+    def until_calm(carry: tuple[Workspace, _Run]) -> tuple[Workspace, _Run]:
         workspace, run = lax.while_loop(lambda carry: ~(_ended(geo, carry[1]) | carry[1].calm), iterate, carry)
         return workspace, _finish(geo, problem, workspace.table, run)
 
@@ -273,12 +239,9 @@ def _move(geo: Geometry, problem: _Problem, run: _Run, h: Float[Array, "n K"], m
 def _finish(geo: Geometry, problem: _Problem, table: Float[Array, "K u K"], run: _Run) -> _Run:
     """Take the rest of the path at once if its support provably stays; else set the next trial."""
     eps = float(jnp.finfo(table.dtype).eps)
-    gradient = _minus_columns(geo, table, problem.responses, run, run.values)
+    gradient = minus_columns(geo, table, problem.responses, run.filters, run.places, run.values)
     at_support = gradient[run.places, run.filters]
-    lag = run.places[:, None] - run.places[None]
-    other = jnp.broadcast_to(run.filters[None], lag.shape)
-    gram = table[other, jnp.clip(lag + geo.reach, 0, geo.lags - 1), other.T]
-    gram = jnp.where(jnp.abs(lag) <= geo.reach, gram, 0.0)  # W_S W_S^T
+    gram = gram_matrix(geo, table, run.filters, run.places)
     path = _path(geo, jnp.eye(geo.k, dtype=table.dtype) - problem.step * gram, problem.step * at_support)
 
     rest = geo.num_steps - run.steps
@@ -289,7 +252,9 @@ def _finish(geo: Geometry, problem: _Problem, table: Float[Array, "K u K"], run:
     size = values if geo.nonnegative else jnp.abs(values)
     least = jnp.min(jnp.where(on_path, size, np.inf), axis=1)
 
-    reach = _minus_columns(geo, table, jnp.abs(gradient), run, -away, absolute=True) * jnp.abs(problem.step)
+    reach = minus_columns(geo, table, jnp.abs(gradient), run.filters, run.places, -away, absolute=True) * jnp.abs(
+        problem.step
+    )
     reach = reach.at[run.places, run.filters].set(0.0)
     highest = _fold(jnp.maximum, reach)
     bar = jnp.broadcast_to(jnp.min(least)[None], highest.shape).at[run.filters].set(least)
@@ -333,76 +298,6 @@ def _path(geo: Geometry, matrix: Float[Array, "k k"], first: Float[Array, " k"])
         if path.shape[1] < geo.num_steps:
             power = matmul(power, power)
     return path
-
-
-def _correlate(
-    geo: Geometry, bank: Float[Array, "K l*M"], workspace: _Workspace, filters: Int[Array, " k"]
-) -> _Workspace:
-    """Fill in the rows of filters that are not known yet."""
-
-    def rows_of(chosen: Float[Array, "q l*M"]) -> Float[Array, "q u K"]:
-        margin = geo.reach * geo.stride
-        taps = chosen.reshape(-1, geo.length, geo.channels)
-        moved = _windows(jnp.pad(taps, ((0, 0), (margin, margin), (0, 0))), geo.lags, geo.length, geo.stride)
-        product = matmul(moved.reshape(-1, moved.shape[-1]), bank.T)
-        return product.reshape(*moved.shape[:2], geo.num_filters)
-
-    def all_of_them(workspace: _Workspace) -> _Workspace:
-        # What is known already gives way to a missing one: a choice that changes with the workspace, else XLA would
-        # take the product out of the loop, into every iteration.
-        known = workspace.known[filters]
-        chosen = jnp.where(known, filters[jnp.argmin(known)], filters)
-        rows = rows_of(bank[chosen])
-
-        def put(entry: Array, table: Array) -> Array:
-            return lax.dynamic_update_index_in_dim(table, rows[entry], chosen[entry], 0)
-
-        table = lax.fori_loop(0, geo.k, put, workspace.table)
-        return _Workspace(table, workspace.known.at[chosen].set(True))
-
-    def the_first(workspace: _Workspace) -> _Workspace:
-        number = filters[jnp.argmin(workspace.known[filters])]
-        rows = rows_of(lax.dynamic_slice_in_dim(bank, number, 1))
-        table = lax.dynamic_update_index_in_dim(workspace.table, rows[0], number, 0)
-        return _Workspace(table, workspace.known.at[number].set(True))
-
-    def missing(workspace: _Workspace) -> Int[Array, ""]:
-        return jnp.sum(~workspace.known[filters], dtype=np.int32)
-
-    # Loops in place of branches: a branch would copy the table.
-    workspace = lax.while_loop(lambda workspace: missing(workspace) >= TOGETHER, all_of_them, workspace)
-    return lax.while_loop(lambda workspace: missing(workspace) > 0, the_first, workspace)
-
-
-def _windows(x: Float[Array, "q d M"], count: int, length: int, stride: int) -> Float[Array, "q c l*M"]:
-    """Return ``count`` windows of ``length`` samples; with time first each is contiguous."""
-    parts = [x[:, at * stride : at * stride + length].reshape(x.shape[0], -1) for at in range(count)]
-    return jnp.stack(parts, axis=1)
-
-
-def _minus_columns(
-    geo: Geometry,
-    table: Float[Array, "K u K"],
-    start: Float[Array, "n K"],
-    run: _Run,
-    values: Float[Array, " k"],
-    *,
-    absolute: bool = False,
-) -> Float[Array, "n K"]:
-    """Return ``start`` minus sum_s values[s] times column s of W W^T (of its magnitudes).
-
-    A column is non-zero at 2 reach + 1 shifts, next to each other: its rows are added in place, one kernel each.
-    """
-
-    def add(entry: Array, total: Array) -> Array:
-        number, place = run.filters[entry], run.places[entry]
-        rows = lax.dynamic_index_in_dim(table, number, 0, keepdims=False)
-        at = (place, jnp.zeros_like(place))
-        before = lax.dynamic_slice(total, at, rows.shape)
-        return lax.dynamic_update_slice(total, before - values[entry] * (jnp.abs(rows) if absolute else rows), at)
-
-    margin = ((geo.reach, geo.reach), (0, 0))
-    return lax.fori_loop(0, geo.k, add, jnp.pad(start, margin))[geo.reach : geo.reach + geo.shifts]
 
 
 def _max_pool(geo: Geometry, h: Float[Array, "n K"]) -> tuple[Float[Array, " K"], Int[Array, " K"], Float[Array, " K"]]:
