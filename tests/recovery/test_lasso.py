@@ -15,7 +15,7 @@ from cnninv_jax.recovery.lasso import LassoStatus, duality_gap, lam_max, lasso
 X64 = jax.config.read("jax_enable_x64")
 DEFAULT = np.float64 if X64 else np.float32
 #: Relative gap asked for where solutions are compared, and how close objectives then are.
-TIGHT = 1e-11 if X64 else 2e-6
+TIGHT = 1e-11 if X64 else 2e-5
 
 GEOMETRIES = {
     "1-D": (5, 2, (3,), (9,), 1, "valid"),
@@ -75,8 +75,8 @@ def test_the_minimum_is_that_of_coordinate_descent(geometry, fraction):
     assert found.status == LassoStatus.CONVERGED
     matrix, lam = dense(op), float(lam)
     best = objective(matrix, x, coordinate_descent(matrix, x, lam), lam)
-    assert abs(objective(matrix, x, found.code, lam) / best - 1) < (1e-9 if X64 else 1e-5)
-    np.testing.assert_allclose(found.objective, best, rtol=1e-8 if X64 else 1e-5)
+    assert abs(objective(matrix, x, found.code, lam) / best - 1) < (1e-9 if X64 else 3e-5)
+    np.testing.assert_allclose(found.objective, best, rtol=1e-8 if X64 else 3e-5)
     if fraction == 0.5:  # exact zeros, and not the trivial solution
         assert 0 < np.count_nonzero(found.code) < found.code.size / 4
 
@@ -89,7 +89,7 @@ def test_scikit_learn_agrees():
     model = linear_model.Lasso(lam / (2 * x.size), fit_intercept=False, tol=1e-14, max_iter=100_000)
     model.fit(dense(op), np.asarray(x, np.float64).ravel())
     best = objective(dense(op), x, model.coef_, lam)
-    np.testing.assert_allclose(found.objective, best, rtol=1e-8 if X64 else 1e-5)
+    np.testing.assert_allclose(found.objective, best, rtol=1e-8 if X64 else 3e-5)
 
 
 @pytest.mark.parametrize("nonnegative", [False, True], ids=["signed", "nonnegative"])
@@ -103,7 +103,7 @@ def test_restricted_to_a_support(nonnegative):
     code = coordinate_descent(dense(op), x, float(lam), support, nonnegative)
     assert np.count_nonzero(code) > 2
     best = objective(dense(op), x, code, float(lam))
-    np.testing.assert_allclose(found.objective, best, rtol=1e-8 if X64 else 1e-5)
+    np.testing.assert_allclose(found.objective, best, rtol=1e-8 if X64 else 3e-5)
 
 
 @pytest.mark.parametrize("nonnegative", [False, True], ids=["signed", "nonnegative"])
@@ -212,7 +212,7 @@ def test_one_spoilt_signal_spoils_its_own_lane_only():
     expected = [LassoStatus.CONVERGED, LassoStatus.NOT_FINITE, LassoStatus.CONVERGED, LassoStatus.NOT_FINITE]
     assert list(found.status) == expected
     np.testing.assert_array_equal(found.code[2], 0)
-    np.testing.assert_allclose(found.code[0], lasso(op, x, lams[0]).code, atol=1e-9 if X64 else 1e-5)
+    np.testing.assert_allclose(found.code[0], lasso(op, x, lams[0]).code, atol=1e-9 if X64 else 3e-5)
 
 
 def test_the_cap_is_reported_and_a_warm_start_goes_on():
@@ -282,7 +282,7 @@ def test_derivatives_under_vmap():
     gradient = jax.grad(lambda x: jnp.sum(jnp.square(lasso(op, x, lam, tol=TIGHT).code)))
     xs = jnp.stack([x, 2 * x])
     batch = jax.jit(jax.vmap(gradient))(xs)
-    np.testing.assert_allclose(batch[1], jax.jit(gradient)(xs[1]), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(batch[1], jax.jit(gradient)(xs[1]), rtol=1e-4, atol=1e-4 if X64 else 1e-2)
 
 
 @pytest.mark.parametrize(
