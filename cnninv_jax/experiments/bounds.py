@@ -99,6 +99,7 @@ def _compute(parameters: BoundsParameters, options: StudyOptions, folder: Path) 
     counts, draws = zip(*(_constants(p, stride, options, folder) for stride in p.calibration_strides), strict=True)
     failures = np.stack(counts)  # [strides, channels, k, delta]
     drawn = np.stack(draws)
+    theorem, curves = compare_theorem_3_1(p, failures, drawn)
     content: dict[str, Any] = {
         "n": p.shifts,
         "channels": p.channels,
@@ -106,9 +107,9 @@ def _compute(parameters: BoundsParameters, options: StudyOptions, folder: Path) 
         "by_channels": _by_channels(main),
         "equation_4": _equation_4(p, main),
         "paper_size": _paper_size(p, options),
-        "theorem_3_1": compare_theorem_3_1(p, failures, drawn),
+        "theorem_3_1": theorem,
     }
-    return Findings(content, bounds_tables(p, content), _dataset(p, sample, main, failures, drawn))
+    return Findings(content, bounds_tables(p, content), _dataset(p, sample, main, failures, drawn, curves))
 
 
 def checked_draw(p: BoundsParameters, precision: str) -> BoundsDraw:
@@ -201,12 +202,17 @@ def _by_channels(result: Result) -> dict[str, Any]:
     return {**quantiles, "draws": result["delta_k"]["count"], "finite": finite, "informative": informative}
 
 
+def _concentration(p: BoundsParameters) -> np.ndarray:
+    """Return eq. (4)'s bound for Gaussian filters, [channels, deltas]."""
+    degrees = np.array(p.channels, float)[:, None] * p.ell
+    return np.asarray(rip.gaussian_concentration(deltas()[None], degrees).unclipped, float)
+
+
 def _equation_4(p: BoundsParameters, result: Result) -> dict[str, Any]:
     """Return eq. (4) of random codes beside its bound with numbers."""
     failures = exceedances(result, "deviation")
     draws = np.asarray(result["deviation"]["count"])[:, None]
-    degrees = np.array(p.channels, float)[:, None] * p.ell
-    bound = np.asarray(rip.gaussian_concentration(deltas()[None], degrees).unclipped, float)
+    bound = _concentration(p)
     return {"looseness": looseness(bound, failures, draws), "cells_violated": cells_violated(bound, failures, draws)}
 
 
@@ -240,7 +246,14 @@ def _paper_size(p: BoundsParameters, options: StudyOptions) -> dict[str, float] 
     }
 
 
-def _dataset(p: BoundsParameters, sample: Result, main: Result, failures: np.ndarray, draws: np.ndarray) -> xr.Dataset:
+def _dataset(
+    p: BoundsParameters,
+    sample: Result,
+    main: Result,
+    failures: np.ndarray,
+    draws: np.ndarray,
+    curves: Mapping[str, np.ndarray],
+) -> xr.Dataset:
     import xarray as xr
 
     shown = slice(0, SHOWN)
@@ -256,6 +269,11 @@ def _dataset(p: BoundsParameters, sample: Result, main: Result, failures: np.nda
             "deviation_draws": ("M", np.asarray(main["deviation"]["count"])),
             "failures": (("stride", "M", "k", "delta"), failures, {"long_name": "banks with delta_k > delta"}),
             "banks": (("stride", "M"), draws),
+            "equation_4": (("M", "delta"), np.minimum(_concentration(p), 1.0), {"long_name": "bound of eq. (4)"}),
+            **{
+                f"theorem_3_1_{name}": (("stride", "M", "k", "delta"), curve, {"long_name": f"bound, {name}"})
+                for name, curve in curves.items()
+            },
         },
         {
             "bound_name": list(BOUNDS),

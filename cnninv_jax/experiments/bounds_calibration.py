@@ -46,8 +46,13 @@ def cells_violated(bound: np.ndarray, failures: np.ndarray, draws: np.ndarray, l
     return int(np.sum(low > bound))
 
 
-def compare_theorem_3_1(p: BoundsParameters, failures: np.ndarray, draws: np.ndarray) -> dict[str, Any]:
-    """Return the smallest C of both versions, over all cells and over parts of them, and how loose they are then."""
+def compare_theorem_3_1(
+    p: BoundsParameters, failures: np.ndarray, draws: np.ndarray
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the smallest C of both versions, over all cells and over parts of them, and how loose they are then.
+
+    With them come the bounds themselves, cut at 1, [strides, channels, k, deltas].
+    """
     sizes = cell_sizes(p)
     counts = draws[:, :, None, None]
     explicit = np.asarray(
@@ -69,6 +74,7 @@ def compare_theorem_3_1(p: BoundsParameters, failures: np.ndarray, draws: np.nda
             "cells_violated": cells_violated(explicit, failures, counts),
         },
     }
+    curves = {"gaussian": np.minimum(np.broadcast_to(explicit, failures.shape), 1.0)}
     for version in ("ijcai", "arxiv"):
         calibrated = rip.calibrate_C(
             failures, counts, num_filters=p.calibration_K, shifts=p.shifts, k=sizes["k"], delta=sizes["delta"],
@@ -80,6 +86,7 @@ def compare_theorem_3_1(p: BoundsParameters, failures: np.ndarray, draws: np.nda
             ).unclipped,
             float,
         )
+        curves[version] = np.minimum(np.broadcast_to(bound, failures.shape), 1.0)
         found[version] = {
             "C": calibrated.estimate,
             "low": calibrated.low,
@@ -88,7 +95,7 @@ def compare_theorem_3_1(p: BoundsParameters, failures: np.ndarray, draws: np.nda
             "looseness": looseness(bound, failures, counts),
             "parts": {name: _largest(calibrated, part) for name, part in _parts(p, failures, counts).items()},
         }
-    return found
+    return found, curves
 
 
 def _one_entry(p: BoundsParameters) -> dict[str, float]:

@@ -9,9 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cnninv_jax import rip
 from cnninv_jax.experiments.render import COLOURS
-from cnninv_jax.rip.concentration import Version
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -124,7 +122,7 @@ def _concentration(axes: Axes, p: Mapping[str, Any], dataset: xr.Dataset) -> Non
         cut = dataset.sel(M=m)
         probability = cut["deviations"].to_numpy() / max(float(cut["deviation_draws"]), 1.0)
         _curve(axes, delta, probability, colour, f"$M\\ell$ = {m * p['ell']}")
-        axes.plot(delta, rip.gaussian_concentration(delta, float(m * p["ell"])).value, color=colour, linewidth=1.1)
+        axes.plot(delta, cut["equation_4"], color=colour, linewidth=1.1)
     _probability_axes(axes, "Equation (4), one code", r"P$\,(|\,\|W^T z\|^2 / \|z\|^2 - 1| > \delta)$", 2e-5)
     axes.legend(fontsize=8, loc="upper right", title="dots: observed; lines: bound, Gaussian filters", title_fontsize=7)
 
@@ -133,22 +131,12 @@ def _constants(axes: Axes, p: Mapping[str, Any], found: Mapping[str, Any], datas
     """Draw P(delta_k > delta), beside Thm 3.1 with the C that its cells calibrate."""
     delta = dataset["delta"].to_numpy()
     stride, m = int(dataset["stride"][0]), int(dataset["M"][dataset.sizes["M"] // 2])
-    length = (found["n"] - 1) * stride + p["ell"]
-    ratio = rip.measurement_ratio(m, p["ell"], length)
     counts = dataset.sel(stride=stride, M=m)
-    sizes = {"num_filters": p["calibration_K"], "shifts": found["n"]}
     for colour, k in zip(COLOURS, _spread(dataset["k"].to_numpy(), 2), strict=False):
         probability = counts["failures"].sel(k=k).to_numpy() / max(float(counts["banks"]), 1.0)
         _curve(axes, delta, probability, colour, f"k = {k}")
-        versions: tuple[tuple[Version, str], ...] = (("ijcai", "-"), ("arxiv", "--"))
-        for version, style in versions:
-            constant = found["theorem_3_1"][version]["C"]
-            if constant is None or not np.isfinite(constant):
-                continue
-            bound = rip.theorem_3_1(k=float(k), delta=delta, ratio=ratio, constant=constant, version=version, **sizes)
-            axes.plot(delta, bound.value, color=colour, linestyle=style, linewidth=1.1)
-        explicit = rip.gaussian_failure(delta, k=float(k), degrees=float(m * p["ell"]), **sizes)
-        axes.plot(delta, explicit.value, color=colour, linestyle=":", linewidth=1.3)
+        for name, style in (("ijcai", "-"), ("arxiv", "--"), ("gaussian", ":")):
+            axes.plot(delta, counts[f"theorem_3_1_{name}"].sel(k=k), color=colour, linestyle=style, linewidth=1.1)
     _probability_axes(axes, f"Theorem 3.1, $M\\ell$ = {m * p['ell']}, t = {stride}", r"P$\,(\delta_k > \delta)$", 2e-5)
     names = {"-": "IJCAI", "--": "arXiv", ":": "Gaussian, no constant"}
     for style, name in names.items():
