@@ -14,15 +14,12 @@ from jax import lax
 from cnninv_jax import data
 from cnninv_jax._typing import Array, Float, PRNGKeyArray
 from cnninv_jax.experiments.network_pass import activations, random_network
+from cnninv_jax.experiments.sparsity_tables import PRINTED2
 from cnninv_jax.experiments.studies import progress_bar
 from cnninv_jax.sparsity import num_blocks
 
 #: Gilbert et al. 2017, Table 2: share of non-zeros after the ReLU, averaged over ILSVRC-2012's validation set.
-TABLE_2: Mapping[str, float] = {
-    "conv1_1": 0.491, "conv1_2": 0.697, "pool1": 0.808, "conv2_1": 0.674, "conv2_2": 0.497, "pool2": 0.707,
-    "conv3_1": 0.534, "conv3_2": 0.519, "conv3_3": 0.287, "pool3": 0.459, "conv4_1": 0.356, "conv4_2": 0.296,
-    "conv4_3": 0.126, "pool4": 0.231, "conv5_1": 0.239, "conv5_2": 0.206, "conv5_3": 0.073, "pool5": 0.131,
-}  # fmt: skip
+TABLE_2: Mapping[str, float] = {name: round(percent / 100, 3) for name, percent in PRINTED2.items()}
 
 
 class Filters(NamedTuple):
