@@ -340,8 +340,9 @@ def _geometry(op: ConvOperator, k: int, num_steps: int, *, nonnegative: bool) ->
 
 
 def _signal(op: ConvOperator, x: ArrayLike) -> Signal:
-    """Return x in the wider dtype of filters and x."""
-    signal = as_float(x)
+    """Return x in the wider dtype of filters and x; integers take the filters'."""
+    value = jnp.asarray(x)
+    signal = as_float(value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(op.dtype))
     if signal.shape != op.input_shape:
         raise ValueError(
             f"expected a signal of shape (M, *D) = {op.input_shape}, got {signal.shape}; iht takes one example, "
