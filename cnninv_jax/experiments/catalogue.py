@@ -11,12 +11,13 @@ def studies() -> dict[str, Study[Any]]:
     """Return the studies by name, in the order of the paper."""
     from cnninv_jax.experiments.bounds import GILBERT_BOUNDS
     from cnninv_jax.experiments.coherence_tables import TABLE4, TABLE6
+    from cnninv_jax.experiments.constant_study import CONSTANT
     from cnninv_jax.experiments.fig3 import FIG3
     from cnninv_jax.experiments.phase import PHASE
     from cnninv_jax.experiments.sparsity_tables import TABLE2, TABLE7
     from cnninv_jax.experiments.table3 import TABLE3
 
-    known = (FIG3, TABLE2, TABLE3, TABLE4, TABLE6, TABLE7, GILBERT_BOUNDS, PHASE)
+    known = (FIG3, TABLE2, TABLE3, TABLE4, TABLE6, TABLE7, CONSTANT, GILBERT_BOUNDS, PHASE)
     return {study.name: study for study in known}
 
 
