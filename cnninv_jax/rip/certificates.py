@@ -71,6 +71,8 @@ def upper_bounds(
     for _ in range(_WEIGHT_STEPS):
         # The shift keeps the iteration from swinging between two vectors.
         sums = [_sums(candidates * weights[None, :, None], model.size) + np.abs(d) * weights for d, candidates in rows]
+        if not np.max(sums) > 0:  # an orthonormal bank
+            break
         weights = np.max(np.stack(sums), axis=0) + np.max(sums) * weights
         weights = np.maximum(weights / weights.max(), 1e-3)
         weighted = np.minimum(weighted, _weighted(rows, weights, model.size, slack))
