@@ -204,7 +204,9 @@ def _search(
         _, support, count = random_supports(random_key, layer, model, -(-num_random // 4096))
         found.append(Support(*(np.asarray(part) for part in support)))
         evaluations += int(count)
-    return found, evaluations
+    # A search that found nothing returns no support: its entries coincide.
+    distinct = [len(set(zip(s.filters.tolist(), s.positions.tolist(), strict=True))) == model.size for s in found]
+    return [support for support, whole in zip(found, distinct, strict=True) if whole], evaluations
 
 
 def _enumerate(

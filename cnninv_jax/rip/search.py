@@ -280,4 +280,6 @@ def _allowed(support: Support, slot: Array, model: Model) -> Bool[Array, "K posi
     used = jnp.zeros((model.code_shape[0], len(places)), np.int32)
     used = used.at[support.filters, blocks[support.positions]].add(others.astype(np.int32))
     allowed = used[:, region_of] < model.members
-    return allowed.at[support.filters, support.positions].set(False)
+    allowed = allowed.at[support.filters, support.positions].set(False)
+    # Where nothing else fits, the entry takes its own place again.
+    return allowed.at[support.filters[slot], support.positions[slot]].set(~jnp.any(allowed))
