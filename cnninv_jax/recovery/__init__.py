@@ -7,8 +7,11 @@ from cnninv_jax.recovery.iht import iht as iht
 from cnninv_jax.recovery.iht import iht_init as iht_init
 from cnninv_jax.recovery.iht import iht_step as iht_step
 from cnninv_jax.recovery.iht import iht_terminate as iht_terminate
+from cnninv_jax.recovery.lasso import DualityGap as DualityGap
 from cnninv_jax.recovery.lasso import LassoResult as LassoResult
+from cnninv_jax.recovery.lasso import LassoStatus as LassoStatus
 from cnninv_jax.recovery.lasso import duality_gap as duality_gap
+from cnninv_jax.recovery.lasso import lam_max as lam_max
 from cnninv_jax.recovery.lasso import lasso as lasso
 from cnninv_jax.recovery.layers import CNNLayer as CNNLayer
 from cnninv_jax.recovery.layers import LayersResult as LayersResult
@@ -22,9 +25,11 @@ from cnninv_jax.recovery.steps import fixed_step as fixed_step
 __all__ = [
     "RESULTS",
     "CNNLayer",
+    "DualityGap",
     "IHTResult",
     "IHTState",
     "LassoResult",
+    "LassoStatus",
     "LayersResult",
     "SparseCodeResult",
     "cnn_layer",
@@ -36,6 +41,7 @@ __all__ = [
     "iht_layers",
     "iht_step",
     "iht_terminate",
+    "lam_max",
     "lasso",
     "sparse_code",
 ]
