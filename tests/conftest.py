@@ -1,7 +1,8 @@
 """Test policy: four CPU devices, strict promotion, key reuse refused; 64-bit unless CNNINV_TEST_X64=0.
 
-Programs compiled by one test are kept for the others of this run, in a folder of its own: half of the suite would be
-spent on compiling the same few programs again, in other workers and in the processes that tests start.
+Most of the time would be spent on compiling. So programs compiled by one test are kept for the others of this run, in a
+folder of its own, and they are compiled without LLVM's optimisation; XLA's own passes stay. With XLA_FLAGS in the
+environment, empty or not, these are the flags: continuous integration runs the slow tests so.
 """
 
 import os
@@ -10,6 +11,7 @@ import tempfile
 
 import jax
 
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # In the process that collects; its workers and their children inherit it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     CACHE = tempfile.mkdtemp(prefix="cnninv-test-programs-")

@@ -97,7 +97,7 @@ def test_scale_does_not_matter(dtype, scale):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("size", "count"), [(5, 0), (13, 6)])
+@pytest.mark.parametrize(("size", "count"), [(5, 0), pytest.param(13, 6, marks=pytest.mark.slow)])
 def test_lanes_equal_single_calls_to_the_last_bit(dtype, size, count):
     rng = np.random.default_rng(size)
     matrices = definite(rng, size, 7).astype(dtype)

@@ -16,8 +16,6 @@ from cnninv_jax.operators import ConvOperator
 SEARCH_WORK = 1e9
 #: Starts and steps of the search, at most and at least; the starts come in multiples of 64.
 MOST_STARTS, FEWEST_STARTS, STEPS = 1024, 64, 30
-#: Random supports looked at; none where they are so large that the power method alone pays.
-RANDOM_SUPPORTS, LARGEST_RANDOM = 16_384, 64
 #: A layer whose fewest starts take so many times `SEARCH_WORK` is left alone.
 PATIENCE = 20.0
 #: Names of the two constants, and the members of the model that each is about.
@@ -47,11 +45,10 @@ def constants(
     if FEWEST_STARTS * work > PATIENCE * SEARCH_WORK:
         return {**found, "left_out": "the layer is too large for a search of its supports at this k"}
     starts = int(min(MOST_STARTS, max(FEWEST_STARTS, SEARCH_WORK // work)))
-    random = RANDOM_SUPPORTS if k <= LARGEST_RANDOM else 0
     for (name, members), search_key in zip(MEMBERS.items(), jax.random.split(key), strict=True):
         try:
             held = rip.constant(
-                op, k, pool=pool, members=members, key=search_key, starts=starts, steps=STEPS, num_random=random
+                op, k, pool=pool, members=members, key=search_key, starts=starts, steps=STEPS, num_random=0
             )
         except ValueError as error:  # more inner products than are held at once
             return {**found, "left_out": str(error)}

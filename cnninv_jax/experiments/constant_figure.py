@@ -34,7 +34,7 @@ def constant_figure(report: Mapping[str, Any], dataset: xr.Dataset | None) -> Fi
                     fontweight="bold")  # fmt: skip
     figure.text(
         0.5, 0.925,
-        f"K={p['num_filters']}, n={p['shifts']}; k={p['k']}, M={p['channels']}, l={p['length']} where not varied; mean "
+        f"K={p['K']}, n={p['n']}; k={p['k']}, M={p['M']}, l={p['ell']} where not varied; mean "
         f"and range of {p['num_banks']} banks",
         ha="center", va="center", fontsize=9, color="0.3",
     )  # fmt: skip

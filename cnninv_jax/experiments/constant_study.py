@@ -27,21 +27,21 @@ PANELS = ("k", "M", "ell")
 class ConstantParameters:
     """Sizes of the banks and the effort spent on each."""
 
-    num_filters: int = 12
-    """K, number of filters."""
-    channels: int = 32
-    """M, input channels, where it is not varied."""
-    length: int = 5
-    """l, filter length, where it is not varied."""
-    shifts: int = 6
-    """n, shifts of a filter; the signal is D = n + l - 1 long."""
+    K: int = 12
+    """Number of filters."""
+    M: int = 32
+    """Input channels, where they are not varied."""
+    ell: int = 5
+    """Filter length, where it is not varied."""
+    n: int = 6
+    """Shifts of a filter; the signal is D = n + ell - 1 long."""
     k: int = 2
     """Non-zeros, where they are not varied."""
     k_values: tuple[int, ...] = (1, 2, 3, 4)
     """k of the first panel."""
-    channels_values: tuple[int, ...] = (8, 32, 128, 512)
+    M_values: tuple[int, ...] = (8, 32, 128, 512)
     """M of the second panel."""
-    length_values: tuple[int, ...] = (1, 3, 5, 9)
+    ell_values: tuple[int, ...] = (1, 3, 5, 9)
     """l of the third panel."""
     num_banks: int = 3
     """Gaussian banks per point; the figure shows their mean and range."""
@@ -78,28 +78,28 @@ def compute(parameters: ConstantParameters, options: StudyOptions, folder: Path)
 def _points(parameters: ConstantParameters) -> Iterator[tuple[str, int, int, int, int]]:
     """Yield panel, value, k, M, l; refuse sizes that do not fit before anything is computed."""
     p = parameters
-    for name in ("num_filters", "channels", "length", "shifts", "k", "num_banks", "starts"):
+    for name in ("K", "M", "ell", "n", "k", "num_banks", "starts"):
         if getattr(p, name) < 1:
             raise ValueError(f"expected {name} to be at least 1, got {getattr(p, name)}")
     if p.exact_limit < 0:
         raise ValueError(f"expected exact_limit not to be negative, got {p.exact_limit}")
-    for name in ("k_values", "channels_values", "length_values"):
+    for name in ("k_values", "M_values", "ell_values"):
         if not getattr(p, name) or min(getattr(p, name)) < 1:
             raise ValueError(f"expected {name} to be positive integers, at least one, got {getattr(p, name)}")
     for k in (p.k, *p.k_values):
-        if k > p.num_filters:
-            raise ValueError(f"expected k <= num_filters = {p.num_filters}, got {k}; lower k or raise num_filters")
-    yield from (("k", k, k, p.channels, p.length) for k in p.k_values)
-    yield from (("M", channels, p.k, channels, p.length) for channels in p.channels_values)
-    yield from (("ell", length, p.k, p.channels, length) for length in p.length_values)
+        if k > p.K:
+            raise ValueError(f"expected k <= K = {p.K}, got {k}; lower k or raise --K")
+    yield from (("k", k, k, p.M, p.ell) for k in p.k_values)
+    yield from (("M", channels, p.k, channels, p.ell) for channels in p.M_values)
+    yield from (("ell", length, p.k, p.M, length) for length in p.ell_values)
 
 
 def _constant(
     key: jax.Array, parameters: ConstantParameters, k: int, channels: int, length: int, members: int, dtype: np.dtype
 ) -> RipConstant:
     filter_key, search_key = jax.random.split(key)
-    bank = ensembles.gaussian(filter_key, parameters.num_filters, channels, length, dtype=dtype)
-    op = conv_operator(bank, parameters.shifts + length - 1)
+    bank = ensembles.gaussian(filter_key, parameters.K, channels, length, dtype=dtype)
+    op = conv_operator(bank, parameters.n + length - 1)
     return rip.constant(op, k, members=members, exact_limit=parameters.exact_limit, key=search_key,
                         starts=parameters.starts, num_random=0)  # fmt: skip
 

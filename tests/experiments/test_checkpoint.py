@@ -81,8 +81,6 @@ def test_one_bank_gets_its_constants(checkpoint, capsys):
     bound = found["theorem_3_3_from_upper"]
     assert bound is None or found["observed_error_max"] <= bound
     assert "Thm 3.3" in said
-    assert main([*command, "--random-banks", "2", "--no-constants", "--out", "bare"]) == 0
-    assert "constants" not in report_of("bare")
 
 
 def numbers(ratio_max, error):

@@ -32,7 +32,7 @@ def free_port():
 def start(port, index, folder, *, count=2, num_draws=DRAWS, pause=0.0, **options):
     command = [*WORKER, *map(str, (port, count, index, folder, num_draws, pause))]
     command += [f"{name}={value}" for name, value in options.items()]
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment = dict(os.environ)
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, bufsize=1
     )

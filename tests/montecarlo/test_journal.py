@@ -32,7 +32,7 @@ def worker_run(folder, **options):
 
 def start_worker(folder, pause):
     command = [*WORKER, str(folder), str(DRAWS), str(pause)]
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment = dict(os.environ)
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 

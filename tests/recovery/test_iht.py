@@ -111,7 +111,7 @@ GRAM_CASES = {
     "one step": {"k": 2, "shape": (6, 4, 3), "size": 8, "step": 1.0, "num_steps": 1},
 }
 #: Compiling takes seconds: these by default, the others with `-m slow`.
-BY_DEFAULT = ("hard", "stride", "non-negative")
+BY_DEFAULT = ("hard", "stride")
 
 
 def compare(ops, xs, k, *, step, num_steps, nonnegative=False, tol=None):
@@ -218,7 +218,10 @@ def test_sharded_over_devices():
     np.testing.assert_allclose(split(ops, xs).code, expected.code, atol=CLOSE)
 
 
-@pytest.mark.parametrize(("step", "method"), [("unit", "auto"), ("safe", "direct"), ("normalized", "direct")])
+@pytest.mark.parametrize(
+    ("step", "method"),
+    [("unit", "auto"), ("normalized", "direct"), pytest.param("safe", "direct", marks=pytest.mark.slow)],
+)
 def test_gradient_is_that_of_finite_differences(step, method):
     if not WIDE:
         pytest.skip("finite differences need float64")

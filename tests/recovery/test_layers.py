@@ -57,6 +57,7 @@ def stack(pool=2):
     return first, second, third
 
 
+@pytest.mark.slow
 def test_layers_forth_and_back_by_hand():
     ops, ks, pools = stack(), (12, 8, 4), (2, 2, None)
     x = jax.random.normal(jax.random.key(0), ops[0].input_shape, DTYPE)
@@ -98,6 +99,7 @@ def test_orthonormal_layers_lose_nothing():
     np.testing.assert_allclose(found.composed_errors, found.errors[2], atol=100 * CLOSE)
 
 
+@pytest.mark.slow
 def test_layers_fed_with_codes():
     first = conv_operator(jnp.asarray(bank(0, (10, 4, 3)), DTYPE), 14)
     second = conv_operator(jnp.asarray(bank(1, (12, 10, 3)), DTYPE), 12)

@@ -54,6 +54,7 @@ def test_the_stages_are_those_of_the_algorithm(k, pool, nonnegative):
     assert found.initial.status == found.restricted.status == LassoStatus.CONVERGED
 
 
+@pytest.mark.slow
 def test_a_code_of_the_model_is_found_again():
     rng = np.random.default_rng(1)
     op = conv_operator(jnp.asarray(rng.normal(size=(8, 6, 3, 3)) / np.sqrt(54), DEFAULT), (8, 8))

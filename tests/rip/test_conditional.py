@@ -40,7 +40,11 @@ CASES = {
 COMPARISONS = 6 * (len(CASES) + 1)
 
 
-@pytest.fixture(params=CASES, ids=str)
+#: Minutes of compiling together.
+LONG = ("paper", "stride", "one_channel", "crowded", "gaps")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in CASES], ids=str)
 def case(request):
     geo, values = CASES[request.param]
     return geo, values, np.float32 if geo == PAPER else wide()
@@ -138,6 +142,7 @@ def one_slot(monkeypatch):
     monkeypatch.setattr(conditional.Geometry, "slots", property(lambda self: 1))
 
 
+@pytest.mark.slow
 def test_the_overflow_branch_is_exact_and_keeps_the_law(one_slot):
     """One slot, so that nearly every draw takes the branch."""
     dtype = wide()
@@ -171,6 +176,7 @@ def test_neighbours_that_overflow_change_no_bit():
         assert np.all(np.isfinite(mixed[name]))
 
 
+@pytest.mark.slow
 def test_nested_maps_and_single_draws_take_the_branch_too():
     dtype = wide()
     draw = draw_of(OVERFLOW, "gaussian", dtype)
@@ -205,7 +211,7 @@ def test_a_draw_is_a_function_of_its_key_alone():
             np.testing.assert_allclose(other[name], outputs[0][name], rtol=1e-5, atol=1e-6)
 
 
-EDGES = ["one_channel", "square"]
+EDGES = [pytest.param("one_channel", marks=pytest.mark.slow), "square"]
 
 
 @pytest.mark.parametrize("name", EDGES)
@@ -224,6 +230,7 @@ def test_float32_is_good_at_the_edges(name):
 
 
 @pytest.mark.float32
+@pytest.mark.slow
 def test_an_estimate_near_x_gives_no_nan():
     """One filter carries z and wins: its error may be zero to rounding, which no difference of energies survives."""
     geo = Geometry(2, 128, 3, 4, 1, 1)

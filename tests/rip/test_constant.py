@@ -150,7 +150,10 @@ def larger(k, members=1, padding="valid"):
     return op, rip.constant(op, k, members=members)
 
 
-@pytest.mark.parametrize(("k", "members", "padding"), [(3, 1, "valid"), (2, 2, "valid"), (3, 1, "same")])
+@pytest.mark.parametrize(
+    ("k", "members", "padding"),
+    [(3, 1, "valid"), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((2, 2, "valid"), (3, 1, "same")))],
+)
 def test_witness_proves_the_lower_bound(k, members, padding):
     op, result = larger(k, members, padding)
     witness = result.witness
@@ -185,7 +188,7 @@ def test_search_reaches_the_exact_value_here():
     np.testing.assert_allclose(float(alone.lower), float(result.exact), rtol=1e-5)
 
 
-@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("members", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_orthonormal_bank_has_constant_zero(members):
     # Each filter on a channel of its own, one tap: W W^T = I.
     op = conv_operator(jnp.eye(4)[:, :, None], 5)

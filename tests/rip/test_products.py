@@ -22,8 +22,15 @@ def sample(sampling, products):
     return {name: np.asarray(found[name], np.float64) for name in READINGS}
 
 
-@pytest.mark.parametrize("sampling", ["plain", "conditional"])
-@pytest.mark.parametrize("products", ["tf32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("sampling", "products"),
+    [
+        ("plain", "bfloat16"),
+        pytest.param("plain", "tf32", marks=pytest.mark.slow),
+        pytest.param("conditional", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("conditional", "tf32", marks=pytest.mark.slow),
+    ],
+)
 def test_rounding_shows_and_is_as_small_as_it_must_be(sampling, products):
     full, low = sample(sampling, "float32"), sample(sampling, products)
     half = HALF_BIT[products]
@@ -39,6 +46,7 @@ def test_rounding_shows_and_is_as_small_as_it_must_be(sampling, products):
 
 
 @pytest.mark.parametrize("products", ["tf32", "bfloat16"])
+@pytest.mark.slow
 def test_both_samplings_keep_one_law(products):
     plain, conditional = sample("plain", products), sample("conditional", products)
     for name in READINGS:
