@@ -48,8 +48,9 @@ def unit(bank):
 @needs_x64
 @pytest.mark.parametrize(
     ("bank", "signal", "stride", "padding", "normalize"),
-    [(BANK, "7", 1, None, True), (BANK, "7", 2, "same", False), (BANK_2D, "5x4", 1, "valid", False),
-     (BANK_2D, "5x4", 1, None, True)],
+    [(BANK, "7", 2, "same", False), (BANK_2D, "5x4", 1, "valid", False),
+     pytest.param(BANK, "7", 1, None, True, marks=pytest.mark.slow),
+     pytest.param(BANK_2D, "5x4", 1, None, True, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_structure_against_dense_matrices(bank, signal, stride, padding, normalize):
     chosen = options(None, signal=signal, stride=stride, padding=padding, normalize=normalize)

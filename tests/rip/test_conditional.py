@@ -41,7 +41,7 @@ COMPARISONS = 6 * (len(CASES) + 1)
 
 
 #: Minutes of compiling together.
-LONG = ("paper", "stride", "one_channel", "crowded", "gaps")
+LONG = ("paper", "stride", "one_channel", "square", "crowded", "gaps")
 
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in CASES], ids=str)

@@ -128,6 +128,7 @@ def test_cross_terms_cancel_over_an_antithetic_group():
     assert np.median(np.abs(found.mean(axis=1) / own.mean(axis=1) - 1)) > 1e-3
 
 
+@pytest.mark.slow
 def test_antithetic_signs_pay_where_supports_coincide_anyway():
     """One shift and k = K: every code has the same support, and cross terms are most of the variance."""
 

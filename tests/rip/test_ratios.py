@@ -240,7 +240,7 @@ def test_a_code_of_another_layer_is_refused():
 
 
 @pytest.mark.parametrize("ensemble", ["gaussian", "uniform", "sphere"])
-@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("normalize", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_plain_draws_of_every_kind_are_finite(ensemble, normalize):
     draw = functools.partial(draw_ratios, **SIZES, ensemble=ensemble, normalize=normalize, sampling="plain")
     got = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 64))
