@@ -52,10 +52,10 @@ def sparsity_figure(report: Mapping[str, Any], dataset: Any) -> Figure:
             axes.axvspan(i - 0.5, i + 0.5, color="0.95", zorder=0)
     axes.set_xticks(np.arange(len(names)), names, rotation=45 if len(names) > 8 else 0)
     axes.set_xlim(-0.6, len(names) - 0.4)
-    axes.set_ylim(0.0, 118.0)
+    axes.set_ylim(0.0, 118.0 if len(names) > 12 else 125.0)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("non-zeros (%)")
     axes.set_xlabel("output of layer (shaded: after pooling)")
     axes.grid(color="0.92", axis="y")
-    axes.legend(fontsize=9, frameon=False, loc="upper center", ncols=2)
+    axes.legend(fontsize=9, frameon=False, loc="upper center", ncols=2 if len(names) > 12 else 1)
     return figure
