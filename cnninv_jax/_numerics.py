@@ -54,6 +54,11 @@ def wider(first: jax.typing.DTypeLike, second: jax.typing.DTypeLike) -> jnp.dtyp
         return jnp.promote_types(first, second)
 
 
+def norm(array: Array) -> Array:
+    """Return |array|_2 over all its entries, a scalar."""
+    return jnp.sqrt(jnp.sum(jnp.square(array)))
+
+
 def check_products(products: str, dtype: jax.typing.DTypeLike) -> Products:
     """Return ``products`` if it is a choice that numbers of this dtype can make.
 

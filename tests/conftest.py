@@ -10,6 +10,7 @@ import shutil
 import tempfile
 
 import jax
+import pytest
 
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # In the process that collects; its workers and their children inherit it.
@@ -32,3 +33,11 @@ def pytest_unconfigure():
     """Remove the programs of this run."""
     if CACHE is not None:
         shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch):
+    """An empty current folder, and the devices of this policy for the command line and its processes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")
+    return tmp_path

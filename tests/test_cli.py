@@ -24,14 +24,10 @@ SMALL = shlex.split(f"{_SIZES} --num-draws 64 --block 32 --lanes 8")
 #: What is killed: many blocks.
 LONG = shlex.split(f"{_SIZES} --num-draws 60000 --block 500 --lanes 4")
 
-pytestmark = pytest.mark.skipif(not jax.config.jax_enable_x64, reason="the child processes choose widths of their own")
-
-
-@pytest.fixture(autouse=True)
-def scratch(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")
-    return tmp_path
+pytestmark = [
+    pytest.mark.skipif(not jax.config.jax_enable_x64, reason="the child processes choose widths of their own"),
+    pytest.mark.usefixtures("scratch"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import numpy as np
 
 from cnninv_jax import filters as ensembles
 from cnninv_jax import rip
+from cnninv_jax._numerics import norm
 from cnninv_jax._typing import Array, Bool, Float, Int
 from cnninv_jax.operators import ConvOperator, analysis, conv_operator, synthesis_sparse
 from cnninv_jax.sparsity import SparseCode, project_sparse, sample_code
@@ -182,21 +183,21 @@ def sides(
     rest = dataclasses.replace(code, values=jnp.where(_member(code, other), 0.0, code.values))
     crossed = _at(analysis(op, synthesis_sparse(op, rest)), other)
     missed = jnp.where(_member(code, kept), 0.0, code.values)
-    size, length = _norm(code.values), _norm(signal)
+    size, length = norm(code.values), norm(signal)
 
     def error(estimate: SparseCode) -> Float[Array, ""]:
-        return _norm(synthesis_sparse(op, estimate) - signal) / length
+        return norm(synthesis_sparse(op, estimate) - signal) / length
 
     gram = rip.lemma_b_1(delta_k)
     theorem = rip.theorem_3_3(delta_k, delta_2k)
     model = error(kept)
     pairs = {
-        "b1_analysis": (_norm(kept.values) / length, gram.analysis),
-        "b1_gram_high": (_norm(known.values) / size, gram.gram_high),
-        "b1_gram_low": (_norm(known.values) / size, gram.gram_low),
-        "b2": (_norm(crossed) / _norm(rest.values), rip.lemma_b_2(delta_2k)),
-        "b3": (_norm(missed) / size, rip.lemma_b_3(delta_k, delta_2k)),
-        "b4": (_norm(kept.to_dense() - code.to_dense()) / size, rip.lemma_b_4(delta_k, delta_2k)),
+        "b1_analysis": (norm(kept.values) / length, gram.analysis),
+        "b1_gram_high": (norm(known.values) / size, gram.gram_high),
+        "b1_gram_low": (norm(known.values) / size, gram.gram_low),
+        "b2": (norm(crossed) / norm(rest.values), rip.lemma_b_2(delta_2k)),
+        "b3": (norm(missed) / size, rip.lemma_b_3(delta_k, delta_2k)),
+        "b4": (norm(kept.to_dense() - code.to_dense()) / size, rip.lemma_b_4(delta_k, delta_2k)),
         "theorem_3_3": (model, theorem),
         "theorem_3_3_refined": (model, rip.theorem_3_3_refined(delta_k, delta_2k)),
         "known": (error(known), theorem),
@@ -222,7 +223,3 @@ def _places(code: SparseCode) -> Int[Array, " k"]:
         lambda total, axis: total * n[axis] + code.shifts[:, axis], range(len(n)), jnp.zeros_like(code.blocks)
     )
     return code.filter_indices * math.prod(n) + flat
-
-
-def _norm(array: Array) -> Float[Array, ""]:
-    return jnp.sqrt(jnp.sum(jnp.square(array)))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnninv_jax._numerics import norm
 from cnninv_jax._typing import Array, Code, FilterBank, Float, PRNGKeyArray, Scalar, Signal
 from cnninv_jax.operators import ConvOperator, conv_operator, synthesis
 from cnninv_jax.recovery.lasso import LassoStatus, lam_max
@@ -57,8 +58,8 @@ def ratios_of(op: ConvOperator, z: Code) -> dict[str, Scalar]:
     whole = synthesis(dataclasses.replace(op, signal_shape=lengths, padding="valid"), z)
     margins = zip(op.margins, op.signal_shape, strict=True)
     inner = whole[(slice(None), *(slice(before, before + size) for (before, _), size in margins))]
-    size = _norm(z)
-    return {"cut": _norm(inner) / size, "uncut": _norm(whole) / size}
+    size = norm(z)
+    return {"cut": norm(inner) / size, "uncut": norm(whole) / size}
 
 
 def synthetic(key: PRNGKeyArray, *, op: ConvOperator, k: int, pool: int, values: str) -> dict[str, Scalar]:
@@ -153,9 +154,9 @@ def readings_of(
     done = [part.status == LassoStatus.CONVERGED for part in parts]
     return {
         **ratios_of(op, found.code),
-        "error": _norm(x - synthesis(op, found.code)) / _norm(x),
+        "error": norm(x - synthesis(op, found.code)) / norm(x),
         "density": _density(found.code),
-        "l1_error": _norm(x - synthesis(op, found.initial.code)) / _norm(x),
+        "l1_error": norm(x - synthesis(op, found.initial.code)) / norm(x),
         "l1_density": _density(found.initial.code),
         "gap": jnp.maximum(*(part.relative_gap for part in parts)),
         "converged": (done[0] & done[1]).astype(x.dtype),
@@ -164,7 +165,3 @@ def readings_of(
 
 def _density(code: Code) -> Scalar:
     return jnp.mean((code != 0).astype(code.dtype))
-
-
-def _norm(array: Float[Array, ...]) -> Scalar:
-    return jnp.sqrt(jnp.sum(jnp.square(array)))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cnninv_jax import filters
+from cnninv_jax._numerics import norm
 from cnninv_jax._typing import Array, Bool, Code, Float, Int, PRNGKeyArray, Signal
 from cnninv_jax.operators import ConvOperator, analysis, conv_operator, synthesis, synthesis_sparse
 from cnninv_jax.recovery import RESULTS, iht
@@ -104,10 +105,10 @@ def scores(op: ConvOperator, estimate: Code, z: Code, x: Signal, threshold: floa
     """
     given, there = z != 0, (estimate != 0) & jnp.isfinite(estimate)
     both = jnp.where(given & there, z, 0.0)
-    error = _norm(synthesis(op, estimate) - x)
+    error = norm(synthesis(op, estimate) - x)
     return {
         "support": jnp.all(given == there),
-        "accurate": error < threshold * _norm(x),
+        "accurate": error < threshold * norm(x),
         "found": _count(given & there, z.dtype) / _count(given, z.dtype),
         "energy": jnp.sum(jnp.square(both)) / jnp.sum(jnp.square(z)),
     }
@@ -115,7 +116,3 @@ def scores(op: ConvOperator, estimate: Code, z: Code, x: Signal, threshold: floa
 
 def _count(mask: Bool[Array, " K *n"], dtype: jax.typing.DTypeLike) -> Float[Array, ""]:
     return jnp.sum(mask, dtype=dtype)
-
-
-def _norm(array: Array) -> Float[Array, ""]:
-    return jnp.sqrt(jnp.sum(jnp.square(array)))

@@ -9,7 +9,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from cnninv_jax._typing import Array, FilterBank, Float, PRNGKeyArray, Scalar, Signal
+from cnninv_jax._numerics import norm
+from cnninv_jax._typing import FilterBank, PRNGKeyArray, Scalar, Signal
 from cnninv_jax.operators import analysis, conv_operator, synthesis
 from cnninv_jax.sparsity import num_blocks, project
 
@@ -49,7 +50,7 @@ def reconstruction_errors(f: Signal, bank: FilterBank, *, share: float, pool: in
     """
     op = conv_operator(bank, f.shape[1:], padding="same")
     h = analysis(op, f)
-    size = _norm(f)
+    size = norm(f)
     counts = dict(zip(COUNTS, sizes(op.code_shape, share, pool), strict=True))
     found = {}
     for projection in PROJECTIONS:
@@ -57,9 +58,9 @@ def reconstruction_errors(f: Signal, bank: FilterBank, *, share: float, pool: in
             code = project(h, k, pool=pool, nonnegative=projection == "relu")
             estimate = synthesis(op, code)
             positive = jnp.maximum(estimate, 0.0)
-            compared = (estimate * (size / _norm(estimate)), estimate, positive * (size / _norm(positive)))
+            compared = (estimate * (size / norm(estimate)), estimate, positive * (size / norm(positive)))
             for scaling, value in zip(SCALINGS, compared, strict=True):
-                found[f"{projection}.{count}.{scaling}"] = _norm(f - value) / size
+                found[f"{projection}.{count}.{scaling}"] = norm(f - value) / size
     return found
 
 
@@ -67,9 +68,5 @@ def reconstruction_errors(f: Signal, bank: FilterBank, *, share: float, pool: in
 def random_activation_error(key: PRNGKeyArray, f: Signal) -> Scalar:
     """Return |f - g| / |f| for Gaussian g of f's norm: sqrt(2 - 2 cos), sqrt 2 but for chance (footnote 13)."""
     noise = jax.random.normal(key, f.shape, f.dtype)
-    size = _norm(f)
-    return _norm(f - noise * (size / _norm(noise))) / size
-
-
-def _norm(array: Float[Array, ...]) -> Scalar:
-    return jnp.sqrt(jnp.sum(jnp.square(array)))
+    size = norm(f)
+    return norm(f - noise * (size / norm(noise))) / size

@@ -11,8 +11,8 @@ import numpy as np
 from jax.core import Tracer
 
 from cnninv_jax import filters as ensembles
-from cnninv_jax._numerics import check_products, float_dtype, per_axis
-from cnninv_jax._typing import Array, Code, Float, Int, PerAxis, PRNGKeyArray
+from cnninv_jax._numerics import check_products, float_dtype, norm, per_axis
+from cnninv_jax._typing import Array, Float, Int, PerAxis, PRNGKeyArray
 from cnninv_jax.operators import ConvOperator, analysis, conv_operator, synthesis_sparse
 from cnninv_jax.rip import conditional
 from cnninv_jax.sparsity import SparseCode, leading, project_sparse, sample_code, shuffle, support_size, window
@@ -52,13 +52,13 @@ def ratios_of_code(op: ConvOperator, code: SparseCode, *, active: Active | None 
     unsampled = dataclasses.replace(kept, shifts=kept.shifts // cell * cell)
 
     def error(estimate: SparseCode) -> Float[Array, ""]:
-        return _norm(synthesis_sparse(op, estimate) - signal) / _norm(signal)
+        return norm(synthesis_sparse(op, estimate) - signal) / norm(signal)
 
-    size = _norm(code.values)
+    size = norm(code.values)
     return {
-        "model_rip": _norm(signal) / size,
-        "restricted_gram": _norm(known.values) / size,
-        "full_gram": _norm(responses) / size,
+        "model_rip": norm(signal) / size,
+        "restricted_gram": norm(known.values) / size,
+        "full_gram": norm(responses) / size,
         "error_known_support": error(known),
         "error_model": error(kept),
         "error_fixed": error(unsampled),
@@ -226,7 +226,3 @@ def _first_entries(code: SparseCode, active: Active) -> SparseCode:
     if not 1 <= int(known) <= code.size:
         raise ValueError(f"expected 1 <= active <= k = {code.size}, got {int(known)}; raise k or lower active")
     return kept
-
-
-def _norm(array: Code) -> Float[Array, ""]:
-    return jnp.sqrt(jnp.sum(jnp.square(array)))

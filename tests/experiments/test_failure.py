@@ -18,20 +18,16 @@ from cnninv_jax.experiments.failure import FailureOptions, FailureParameters, fa
 from cnninv_jax.experiments.failure_draws import Score, Setting, WeightedDraw
 from cnninv_jax.experiments.tail_figure import failure_figure
 
-pytestmark = pytest.mark.skipif(not jax.config.jax_enable_x64, reason="the command line chooses widths of its own")
+pytestmark = [
+    pytest.mark.skipif(not jax.config.jax_enable_x64, reason="the command line chooses widths of its own"),
+    pytest.mark.usefixtures("scratch"),
+]
 
 SMALL = shlex.split(
     "failure --K 4 --M 2 --ell 2 --D 4 --k 1 --side upper --delta 8 --num-draws 3000 --candidates 2 --replicates 16 "
     "--particles 256 --moves 3 --codes 500 --quiet"
 )
 METHODS = ["plain Monte Carlo", "importance sampling", "splitting", "closed form (chi-square)"]
-
-
-@pytest.fixture(autouse=True)
-def scratch(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")
-    return tmp_path
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,10 @@ from cnninv_jax.experiments.sweeps import SWEEPABLE, SweepOptions, SweptDraw, sw
 from cnninv_jax.montecarlo import run
 from cnninv_jax.montecarlo.grid import bind
 
-pytestmark = pytest.mark.skipif(not jax.config.jax_enable_x64, reason="one width is enough")
+pytestmark = [
+    pytest.mark.skipif(not jax.config.jax_enable_x64, reason="one width is enough"),
+    pytest.mark.usefixtures("scratch"),
+]
 
 DERIVED = SWEEPABLE["gilbert-fig2"].derived
 PARAMETERS = Fig2Parameters(K=6, ell=3, D=8)
@@ -31,13 +34,6 @@ OVER = ["k=1,2,3", "M=2,4"]
 SIZES = shlex.split("--K 6 --ell 3 --D 8 --num-draws 64 --block 32 --lanes 8 --quiet")
 COMMAND = ["sweep", "gilbert-fig2", *SIZES]
 ASK = [*COMMAND, "--over", OVER[0], "--over", OVER[1]]
-
-
-@pytest.fixture(autouse=True)
-def scratch(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")
-    return tmp_path
 
 
 @pytest.fixture
