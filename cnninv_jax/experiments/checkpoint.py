@@ -43,20 +43,10 @@ def as_checkpoint(source: str, options: AnalysisOptions) -> tuple[CheckpointPara
     Raises:
         ValueError: the file cannot be read, or an option that belongs to one layer was given with a whole network.
     """
-    fetched = source.startswith("fetch:")
-    if options.tensor is not None or not (fetched or Path(source).expanduser().is_file()):
+    network = _several(source, options)
+    if network is None:
         if options.pictures is not None:
             raise ValueError("expected --pictures with a whole network, got one bank of filters; leave it out")
-        return None
-    if not fetched and Path(source).suffix == ".npy":
-        return None
-    try:
-        network = data.load_network(source)
-    except data.FilterFileError:
-        if fetched or options.pictures is not None:
-            raise
-        return None  # one bank, or a file whose fault the analysis of one bank names
-    if len(network.layers) < 2:
         return None
     default = AnalysisOptions()
     given = [name for name in _ONE_LAYER if getattr(options, name) != getattr(default, name)]
@@ -69,9 +59,24 @@ def as_checkpoint(source: str, options: AnalysisOptions) -> tuple[CheckpointPara
     if options.signal is not None and not options.signal.isdigit():
         raise ValueError(f"expected --signal to be one number with a whole network, got {options.signal!r}")
     signal = None if options.signal is None else int(options.signal)
-    name = source if fetched else str(Path(source).expanduser().absolute())
+    name = source if source.startswith("fetch:") else str(Path(source).expanduser().absolute())
     parameters = CheckpointParameters(name, options.pictures, signal, options.random_banks)
     return parameters, StudyOptions(options.seed, options.out, options.precision, options.quiet)
+
+
+def _several(source: str, options: AnalysisOptions) -> data.Network | None:
+    """Return the network in ``source`` if it has several layers, and none of them was asked for by name."""
+    fetched = source.startswith("fetch:")
+    file = fetched or (Path(source).expanduser().is_file() and Path(source).suffix != ".npy")
+    if options.tensor is not None or not file:
+        return None
+    try:
+        network = data.load_network(source)
+    except data.FilterFileError:
+        if fetched or options.pictures is not None:
+            raise
+        return None  # one bank, or a file whose fault the analysis of one bank names
+    return network if len(network.layers) > 1 else None
 
 
 def _compute(parameters: CheckpointParameters, options: StudyOptions, folder: Path) -> Findings:

@@ -13,14 +13,10 @@ from cnninv_jax.cli import main
 from cnninv_jax.experiments.analysis_constants import constants, constants_table
 from cnninv_jax.operators import coherence, conv_operator
 
-pytestmark = pytest.mark.skipif(not jax.config.jax_enable_x64, reason="the command line chooses widths of its own")
-
-
-@pytest.fixture(autouse=True)
-def scratch(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")
-    return tmp_path
+pytestmark = [
+    pytest.mark.skipif(not jax.config.jax_enable_x64, reason="the command line chooses widths of its own"),
+    pytest.mark.usefixtures("scratch"),
+]
 
 
 @pytest.fixture
@@ -65,6 +61,8 @@ def test_options_of_one_layer_are_refused_for_a_network(checkpoint, capsys):
     said = refused(capsys, "analyze", "net.npz", "--k", "2", "--num-draws", "10")
     assert "holds 2 convolutions, and --k, --num-draws belong to one: name it with --tensor" in said
     assert "one bank of filters" in refused(capsys, "analyze", "gaussian:K=4,M=2,ell=3", "--pictures", "embedded")
+    np.save("bank.npy", np.ones((4, 2, 3), np.float32))
+    assert "one bank of filters" in refused(capsys, "analyze", "bank.npy", "--pictures", "embedded")
     assert "no picture can be passed" in refused(capsys, "analyze", "net.npz", "--pictures", "embedded")
     assert "--signal to be one number" in refused(capsys, "analyze", "net.npz", "--signal", "3x4")
 
