@@ -1,0 +1,1 @@
+"""Grey-scale, structural similarity and relative error of pictures, as pure functions."""
