@@ -85,7 +85,7 @@ class Step(NamedTuple):
 
     Attributes:
         layer: its description.
-        index: which convolution it is, from 0; for other layers, how many came before.
+        convolution: which convolution it is, from 0; for other layers, how many came before.
         window: what an output entry sees of the padded input; 1 for upsampling.
         stride: between windows; for upsampling, the factor.
         margins: zeros before and after the input (the second may be negative: entries that no window sees).
@@ -94,7 +94,7 @@ class Step(NamedTuple):
     """
 
     layer: Layer
-    index: int
+    convolution: int
     window: tuple[int, ...]
     stride: tuple[int, ...]
     margins: tuple[tuple[int, int], ...]
