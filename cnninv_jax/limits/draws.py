@@ -1,8 +1,8 @@
 """Draws of finite random CNNs, from the description that also gives their limit (Random DCN, Definition 2).
 
 Filters are never held as a whole bank where a bank is large: every convolution draws them in blocks of at most
-`BLOCK_FILTERS` filters and `BLOCK_NUMBERS` entries, uses a block and forgets it. How a bank falls into blocks depends on
-N, M and ell only and is part of the draw: block b of convolution i has the key fold_in(fold_in(key, i), b).
+`BLOCK_FILTERS` filters and `BLOCK_NUMBERS` entries, uses a block and forgets it. How a bank falls into blocks depends
+on N, M and ell only and is part of the draw: block b of convolution i has the key fold_in(fold_in(key, i), b).
 `random_filters` returns the very filters that `random_output(..., sampling="plain")` and `random_maps` use.
 """
 
@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from cnninv_jax._numerics import as_float, matmul, per_axis
 from cnninv_jax._typing import Array, FilterBank, Float, PRNGKeyArray
 from cnninv_jax.limits.laws import FilterLaw, Laws, laws_of
-from cnninv_jax.limits.layers import AvgPool, Conv, L2Pool, Network, Step, Upsample, plan
+from cnninv_jax.limits.layers import AvgPool, Conv, L2Pool, Network, Upsample, plan
 from cnninv_jax.operators._patches import unfold
 
 Sampling: TypeAlias = Literal["plain", "gram"]
@@ -136,7 +136,7 @@ def random_maps(
     *,
     width: int | None = None,
     filters: Laws = "gaussian",
-) -> tuple[Float[Array, "N *n"], ...]:
+) -> tuple[Float[Array, " N *n"], ...]:
     """Draw a random CNN and return the maps after every layer, [N_i, *n_i] each (Random DCN, Definition 2).
 
     Those of a convolution come after its ReLU and after their division by sqrt(N_i), those of the last one without it:
@@ -262,7 +262,7 @@ def _maps(key: PRNGKeyArray, picture: Array, network: Plan) -> tuple[Array, ...]
     return tuple(found)
 
 
-def _convolved(key: PRNGKeyArray, index: int, maps: Float[Array, "M *D"], stage: Stage) -> Float[Array, "N *n"]:
+def _convolved(key: PRNGKeyArray, index: int, maps: Float[Array, " M *D"], stage: Stage) -> Float[Array, " N *n"]:
     """Return a convolution's maps, after ReLU and division."""
     respond = _responder(maps, stage.conv)
 
@@ -270,10 +270,11 @@ def _convolved(key: PRNGKeyArray, index: int, maps: Float[Array, "M *D"], stage:
         return None, respond(bank) * stage.scale
 
     _, answers = _over_blocks(key, index, stage, maps.dtype, collect, None)
+    assert answers is not None
     return answers.reshape(-1, *stage.conv.shifts)[: stage.num_filters]
 
 
-def _responder(maps: Float[Array, "M *D"], conv: Geometry) -> Callable[[FilterBank], Float[Array, "K *n"]]:
+def _responder(maps: Float[Array, " M *D"], conv: Geometry) -> Callable[[FilterBank], Float[Array, " K *n"]]:
     """Return the function that answers to filters with the ReLU of their responses; the patches are made once.
 
     Patches and one product, since a convolution inside an XLA loop is 15 to 30 times slower on a CPU.
@@ -287,12 +288,12 @@ def _responder(maps: Float[Array, "M *D"], conv: Geometry) -> Callable[[FilterBa
     return respond
 
 
-def _through(maps: Float[Array, "M *D"], layers: tuple[Geometry, ...]) -> Array:
+def _through(maps: Float[Array, " M *D"], layers: tuple[Geometry, ...]) -> Array:
     """Apply layers that keep channels apart, one after the other."""
     return functools.reduce(_channelwise, layers, maps)
 
 
-def _channelwise(maps: Float[Array, "M *D"], layer: Geometry) -> Float[Array, "M *n"]:
+def _channelwise(maps: Float[Array, " M *D"], layer: Geometry) -> Float[Array, " M *n"]:
     """Apply one pooling or upsampling layer."""
     if layer.kind is Upsample:
         grown = tuple((0, by - 1, by - 1) for by in layer.stride)
@@ -306,7 +307,7 @@ def _channelwise(maps: Float[Array, "M *D"], layer: Geometry) -> Float[Array, "M
     return jnp.where(present, jnp.sqrt(jnp.where(present, energy, 1)), 0)
 
 
-def _window_sums(maps: Float[Array, "M *D"], layer: Geometry) -> Float[Array, "M *n"]:
+def _window_sums(maps: Float[Array, " M *D"], layer: Geometry) -> Float[Array, " M *n"]:
     """Sum over every window: one axis after the other, by the strided slices of its entries."""
     for axis, (size, step, count) in enumerate(zip(layer.length, layer.stride, layer.shifts, strict=True), start=1):
         if size == step:
