@@ -1,15 +1,18 @@
 """Draws of finite random CNNs, from the description that also gives their limit (Random DCN, Definition 2).
 
 Filters are never held as a whole bank where a bank is large: every convolution draws them in blocks of at most
-`BLOCK_FILTERS` filters and `BLOCK_NUMBERS` entries, uses a block and forgets it. How a bank falls into blocks depends
-on N, M and ell only and is part of the draw: block b of convolution i has the key fold_in(fold_in(key, i), b).
+`BLOCK_FILTERS` filters and `BLOCK_NUMBERS` random numbers, uses a block and forgets it. How a bank falls into blocks
+depends on N, M and ell only and is part of the draw: block b of convolution i has the key fold_in(fold_in(key, i), b).
 `random_filters` returns the very filters that `random_output(..., sampling="plain")` and `random_maps` use.
+
+Gram sampling draws a layer's responses in place of its filters, see `_gram_draws`. Of the maps between two layers drawn
+in that way only the sums over channels of products of two entries are kept, block by block.
 """
 
 from __future__ import annotations
 
 import functools
-import math
+import itertools
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
@@ -18,77 +21,27 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from cnninv_jax._numerics import as_float, matmul, per_axis
+from cnninv_jax._numerics import as_float, matmul
 from cnninv_jax._typing import Array, FilterBank, Float, PRNGKeyArray
-from cnninv_jax.limits.laws import FilterLaw, Laws, laws_of
-from cnninv_jax.limits.layers import AvgPool, Conv, L2Pool, Network, Upsample, plan
-from cnninv_jax.operators._patches import unfold
+from cnninv_jax.limits._channelwise import channelwise, patches, through
+from cnninv_jax.limits._drawing import BLOCK_FILTERS, BLOCK_NUMBERS, Stage, drawing
+from cnninv_jax.limits._gram_draws import gram_of, moments_size, root, second_moments
+from cnninv_jax.limits.laws import Laws
+from cnninv_jax.limits.layers import Network
 
+#: Every filter, or a wide layer's responses with the same law.
 Sampling: TypeAlias = Literal["plain", "gram"]
 SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
 
-#: A block of filters has at most so many, with so many entries in total.
-BLOCK_FILTERS, BLOCK_NUMBERS = 256, 2**22
-
 Carry = TypeVar("Carry")
+Made = TypeVar("Made")
 
 
-class Geometry(NamedTuple):
-    """A layer as its arithmetic sees it; what `unfold` reads of an operator.
+class _Met(NamedTuple):
+    """What a convolution meets: the maps before its `Stage.before` layers, or in their place `second_moments`."""
 
-    Attributes:
-        kind: class of the layer.
-        length: window per axis.
-        stride: between windows; of upsampling, the factor.
-        margins: zeros before and after.
-        shifts: windows per axis.
-    """
-
-    kind: type
-    length: tuple[int, ...]
-    stride: tuple[int, ...]
-    margins: tuple[tuple[int, int], ...]
-    shifts: tuple[int, ...]
-
-
-class Stage(NamedTuple):
-    """A convolution and the layers that follow it, up to the next one.
-
-    Attributes:
-        conv: its sizes.
-        law: of its filters.
-        num_filters: N.
-        channels: M, of the maps that it meets.
-        scale: what its maps are multiplied by after the ReLU: 1/sqrt(N), or 1 for the last.
-        after: the layers that follow.
-    """
-
-    conv: Geometry
-    law: FilterLaw
-    num_filters: int
-    channels: int
-    scale: float
-    after: tuple[Geometry, ...]
-
-    @property
-    def blocks(self) -> tuple[int, int]:
-        """Blocks that the filters are drawn in, and filters in each; the last block may have some too many."""
-        entries = self.channels * math.prod(self.conv.length)
-        most = max(1, min(BLOCK_FILTERS, BLOCK_NUMBERS // entries))
-        count = -(-self.num_filters // most)
-        return count, -(-self.num_filters // count)
-
-
-class Plan(NamedTuple):
-    """A network that can be drawn; hashable, so that it can be static.
-
-    Attributes:
-        before: layers before the first convolution; they act on the picture.
-        stages: the convolutions.
-    """
-
-    before: tuple[Geometry, ...]
-    stages: tuple[Stage, ...]
+    maps: Array | None
+    moments: Array | None
 
 
 def random_output(
@@ -111,22 +64,26 @@ def random_output(
         layers: the network, which ends with a Conv.
         width: channels of the convolutions that do not say how many they have.
         filters: the law of the filters, or one for each convolution.
-        sampling: ``"plain"`` draws every filter.
+        sampling: ``"plain"`` draws every filter. ``"gram"``, for Gaussian filters, draws the responses of a layer by
+            their covariance wherever that is less work, which sizes alone decide: prod(n) random numbers a filter in
+            place of M prod(ell). f has the same law (correlations of responses are off by some 1e-7 in float32), not
+            the same value.
 
     Returns:
-        f, [*D_out], in the dtype of the picture; differentiable in the picture.
+        f, [*D_out], in the dtype of the picture; with plain sampling differentiable in the picture.
 
     Raises:
         ValueError: not a network, one that does not fit the picture, a convolution with no number of channels, a law
-            known by its moments only, or an unknown sampling.
+            known by its moments only, an unknown sampling, or gram sampling of filters that are not Gaussian.
 
-    Cost: N M prod(ell) random numbers and N M prod(ell) prod(n) multiply-adds a convolution. Memory: the maps of one
-    layer, their patches, and a block of filters.
+    Cost: plain, N M prod(ell) random numbers and N M prod(ell) prod(n) multiply-adds a convolution, and the memory of
+    a layer's maps, their patches and a block of filters. Gram, with n = prod(n): N n random numbers, some 2 N n^2 + n^3
+    multiply-adds, and the memory of some n x n matrices.
     """
     picture = as_float(image)
     if sampling not in SAMPLINGS:
         raise ValueError(f"expected sampling to be one of {', '.join(SAMPLINGS)}, got {sampling!r}")
-    return _output(key, picture, drawing_plan(layers, picture.shape, width, filters))
+    return _output(key, picture, drawing(layers, picture.shape, width, filters, sampling))
 
 
 def random_maps(
@@ -140,7 +97,7 @@ def random_maps(
     """Draw a random CNN and return the maps after every layer, [N_i, *n_i] each (Random DCN, Definition 2).
 
     Those of a convolution come after its ReLU and after their division by sqrt(N_i), those of the last one without it:
-    their mean over the channels is `random_output` of the same key.
+    their mean over the channels is `random_output` of the same key with plain sampling.
 
     Args:
         key: typed key.
@@ -156,7 +113,7 @@ def random_maps(
         ValueError: as `random_output`.
     """
     picture = as_float(image)
-    return _maps(key, picture, drawing_plan(layers, picture.shape, width, filters))
+    return _maps(key, picture, drawing(layers, picture.shape, width, filters))
 
 
 def random_filters(
@@ -183,155 +140,112 @@ def random_filters(
 
     Memory: all of them, whole.
     """
-    stages = drawing_plan(layers, image_shape, width, filters).stages
-    return tuple(_bank(_block_keys(key, i, stage), stage, jnp.dtype(dtype)) for i, stage in enumerate(stages))
+    stages = drawing(layers, tuple(image_shape), width, filters)
+    kind = jnp.dtype(dtype)
 
+    def bank(index: int, stage: Stage) -> FilterBank:
+        blocks = [_sample(block, stage, kind) for block in _block_keys(key, index, stage)]
+        return jnp.concatenate(blocks)[: stage.num_filters]
 
-def drawing_plan(layers: Network, image_shape: tuple[int, ...], width: int | None, filters: Laws) -> Plan:
-    """Return the network with everything that a draw needs to know of it.
-
-    Raises:
-        ValueError: as `random_output`.
-    """
-    steps = plan(layers, image_shape)
-    if width is not None:
-        per_axis(width, 1, "width")
-    laws = laws_of(filters, steps)
-    last = len(laws) - 1
-    channels = image_shape[0]
-    before: tuple[Geometry, ...] = ()
-    stages: list[Stage] = []
-    for place, step in enumerate(steps):
-        geometry = Geometry(type(step.layer), step.window, step.stride, step.margins, step.outputs)
-        if not isinstance(step.layer, Conv):
-            if stages:
-                stages[-1] = stages[-1]._replace(after=(*stages[-1].after, geometry))
-            else:
-                before = (*before, geometry)
-            continue
-        count = width if step.layer.channels is None else step.layer.channels
-        if count is None:
-            raise ValueError(
-                f"expected a number of channels for layer {place + 1}, a Conv, got none; set its channels, or pass "
-                "width=... for all convolutions without"
-            )
-        law = laws[step.convolution]
-        if not isinstance(law, FilterLaw):
-            raise ValueError(
-                f"expected a law that filters can be drawn from, a name or a FilterLaw, got {law!r} for layer "
-                f"{place + 1}; its moments give the limit only"
-            )
-        scale = 1.0 if step.convolution == last else 1 / math.sqrt(count)
-        stages.append(Stage(geometry, law, int(count), channels, scale, ()))
-        channels = int(count)
-    return Plan(before, tuple(stages))
+    return tuple(bank(index, stage) for index, stage in enumerate(stages))
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _output(key: PRNGKeyArray, picture: Array, network: Plan) -> Array:
-    maps = _through(picture, network.before)
-    *hidden, last = network.stages
-    for i, stage in enumerate(hidden):
-        maps = _through(_convolved(key, i, maps, stage), stage.after)
-    respond = _responder(maps, last.conv)
-    size = last.blocks[1]
+def _output(key: PRNGKeyArray, picture: Array, stages: tuple[Stage, ...]) -> Array:
+    first = stages[0]
+    met = _Met(None, second_moments(picture, first.before, first.conv)) if first.gram else _Met(picture, None)
+    for index, (stage, following) in enumerate(itertools.pairwise(stages)):
+        respond = _responder(met, stage)
+        if following.gram:
+            met = _Met(None, _moments(key, index, stage, following, respond, picture.dtype))
+        else:
+            met = _Met(_all_maps(key, index, stage, respond, picture.dtype), None)
+    last = stages[-1]
+    respond = _responder(met, last)
 
-    def add(total: Array, block: Array, bank: FilterBank) -> tuple[Array, None]:
-        answers = respond(bank)
-        used = block * size + jnp.arange(size) < last.num_filters
-        answers = jnp.where(used.reshape(-1, *(1,) * (answers.ndim - 1)), answers, 0)
-        return total + jnp.sum(answers, axis=0), None
+    def add(total: Array, used: Array, bank: FilterBank) -> tuple[Array, None]:
+        return total + jnp.sum(_masked(respond(bank), used), axis=0), None
 
-    total, _ = _over_blocks(key, len(hidden), last, picture.dtype, add, jnp.zeros(last.conv.shifts, picture.dtype))
+    start = jnp.zeros(last.conv.shifts, picture.dtype)
+    total, _ = _over_blocks(key, len(stages) - 1, last, picture.dtype, add, start)
     return total / last.num_filters
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _maps(key: PRNGKeyArray, picture: Array, network: Plan) -> tuple[Array, ...]:
+def _maps(key: PRNGKeyArray, picture: Array, stages: tuple[Stage, ...]) -> tuple[Array, ...]:
     found = []
     maps = picture
-    for geometry in network.before:
-        maps = _channelwise(maps, geometry)
-        found.append(maps)
-    for i, stage in enumerate(network.stages):
-        maps = _convolved(key, i, maps, stage)
-        found.append(maps)
-        for geometry in stage.after:
-            maps = _channelwise(maps, geometry)
+    for index, stage in enumerate(stages):
+        for layer in stage.before:
+            maps = channelwise(maps, layer)
             found.append(maps)
+        respond = _responder(_Met(maps, None), stage._replace(before=()))
+        maps = _all_maps(key, index, stage, respond, picture.dtype)
+        found.append(maps)
     return tuple(found)
 
 
-def _convolved(key: PRNGKeyArray, index: int, maps: Float[Array, " M *D"], stage: Stage) -> Float[Array, " N *n"]:
-    """Return a convolution's maps, after ReLU and division."""
-    respond = _responder(maps, stage.conv)
+def _responder(met: _Met, stage: Stage) -> Callable[[FilterBank], Float[Array, " K *n"]]:
+    """Return the function from a block of what is drawn to its maps, after ReLU and division.
 
-    def collect(carry: None, block: Array, bank: FilterBank) -> tuple[None, Array]:
-        return None, respond(bank) * stage.scale
-
-    _, answers = _over_blocks(key, index, stage, maps.dtype, collect, None)
-    assert answers is not None
-    return answers.reshape(-1, *stage.conv.shifts)[: stage.num_filters]
-
-
-def _responder(maps: Float[Array, " M *D"], conv: Geometry) -> Callable[[FilterBank], Float[Array, " K *n"]]:
-    """Return the function that answers to filters with the ReLU of their responses; the patches are made once.
-
-    Patches and one product, since a convolution inside an XLA loop is 15 to 30 times slower on a CPU.
+    What the responses are linear in is made once: patches, or a root of their Gram matrix. Patches and one product,
+    since a convolution inside an XLA loop is 15 to 30 times slower on a CPU.
     """
-    padded = lax.pad(maps, jnp.zeros((), maps.dtype), ((0, 0, 0), *((*margin, 0) for margin in conv.margins)))
-    patches = unfold(padded, conv).reshape(-1, math.prod(conv.shifts))
+    if stage.gram:
+        assert met.moments is not None
+        factor = root(gram_of(met.moments, stage.before, stage.conv))
+    else:
+        assert met.maps is not None
+        factor = patches(through(met.maps, stage.before), stage.conv)
 
     def respond(bank: FilterBank) -> Array:
-        return jax.nn.relu(matmul(bank.reshape(bank.shape[0], -1), patches)).reshape(-1, *conv.shifts)
+        responses = matmul(bank.reshape(bank.shape[0], -1), factor)
+        return jax.nn.relu(responses).reshape(-1, *stage.conv.shifts) * stage.scale
 
     return respond
 
 
-def _through(maps: Float[Array, " M *D"], layers: tuple[Geometry, ...]) -> Array:
-    """Apply layers that keep channels apart, one after the other."""
-    return functools.reduce(_channelwise, layers, maps)
+def _all_maps(
+    key: PRNGKeyArray, index: int, stage: Stage, respond: Callable[[FilterBank], Array], dtype: jnp.dtype
+) -> Float[Array, " N *n"]:
+    """Return the maps of a convolution, of all blocks."""
+    _, maps = _over_blocks(key, index, stage, dtype, lambda _, __, bank: (None, respond(bank)), None)
+    return maps.reshape(-1, *stage.conv.shifts)[: stage.num_filters]
 
 
-def _channelwise(maps: Float[Array, " M *D"], layer: Geometry) -> Float[Array, " M *n"]:
-    """Apply one pooling or upsampling layer."""
-    if layer.kind is Upsample:
-        grown = tuple((0, by - 1, by - 1) for by in layer.stride)
-        return lax.pad(maps, jnp.zeros((), maps.dtype), ((0, 0, 0), *grown))
-    if layer.kind is AvgPool:
-        return _window_sums(maps, layer) / math.prod(layer.length)
-    assert layer.kind is L2Pool
-    energy = _window_sums(jnp.square(maps), layer)
-    # The guard stands inside the root, whose slope at zero would make gradients NaN.
-    present = energy > 0
-    return jnp.where(present, jnp.sqrt(jnp.where(present, energy, 1)), 0)
+def _moments(
+    key: PRNGKeyArray,
+    index: int,
+    stage: Stage,
+    following: Stage,
+    respond: Callable[[FilterBank], Array],
+    dtype: jnp.dtype,
+) -> Float[Array, "entries entries"]:
+    """Return what the next convolution's Gram matrix takes, with no more than a block of maps at a time."""
+
+    def add(total: Array, used: Array, bank: FilterBank) -> tuple[Array, None]:
+        return total + second_moments(_masked(respond(bank), used), following.before, following.conv), None
+
+    size = moments_size(stage.conv.shifts, following.before, following.conv)
+    total, _ = _over_blocks(key, index, stage, dtype, add, jnp.zeros((size, size), dtype))
+    return total
 
 
-def _window_sums(maps: Float[Array, " M *D"], layer: Geometry) -> Float[Array, " M *n"]:
-    """Sum over every window: one axis after the other, by the strided slices of its entries."""
-    for axis, (size, step, count) in enumerate(zip(layer.length, layer.stride, layer.shifts, strict=True), start=1):
-        if size == step:
-            apart = (*maps.shape[:axis], count, size, *maps.shape[axis + 1 :])
-            maps = jnp.sum(maps.reshape(apart), axis=axis + 1)
-            continue
-        ends = (count - 1) * step + 1
-        slices = (lax.slice_in_dim(maps, start, start + ends, step, axis=axis) for start in range(size))
-        maps = functools.reduce(jnp.add, slices)
-    return maps
+def _masked(maps: Float[Array, " K *n"], used: Array) -> Float[Array, " K *n"]:
+    """Set the maps of the filters that a block has too many to zero."""
+    return jnp.where(used.reshape(-1, *(1,) * (maps.ndim - 1)), maps, 0)
 
 
 def _block_keys(key: PRNGKeyArray, index: int, stage: Stage) -> PRNGKeyArray:
     """Return the keys of a convolution's blocks."""
-    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, index)))(
-        jnp.arange(stage.blocks[0], dtype=jnp.uint32)
-    )
+    blocks = jnp.arange(stage.blocks[0], dtype=jnp.uint32)
+    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, index)))(blocks)
 
 
-def _bank(keys: PRNGKeyArray, stage: Stage, dtype: jnp.dtype) -> FilterBank:
-    """Draw a convolution's filters, all of them."""
-    size = stage.blocks[1]
-    blocks = [stage.law.sample(key, size, stage.channels, stage.conv.length, dtype) for key in keys]
-    return jnp.concatenate(blocks)[: stage.num_filters]
+def _sample(key: PRNGKeyArray, stage: Stage, dtype: jnp.dtype) -> FilterBank:
+    """Draw a block."""
+    channels, length = stage.drawn
+    return stage.law.sample(key, stage.blocks[1], channels, length, dtype)
 
 
 def _over_blocks(
@@ -339,24 +253,41 @@ def _over_blocks(
     index: int,
     stage: Stage,
     dtype: jnp.dtype,
-    use: Callable[[Carry, Array, FilterBank], tuple[Carry, Array | None]],
+    use: Callable[[Carry, Array, FilterBank], tuple[Carry, Made]],
     start: Carry,
-) -> tuple[Carry, Array | None]:
-    """Draw the filters block by block and use each; returns what is carried, and what was returned, stacked."""
+) -> tuple[Carry, Made]:
+    """Draw block after block and use each; returns what is carried on, and what was made of the blocks, stacked.
+
+    Args:
+        key: of the whole draw.
+        index: of the convolution.
+        stage: the convolution.
+        dtype: of the numbers drawn.
+        use: takes what is carried on, which filters of the block are in use, and the block.
+        start: what is carried into the first block.
+    """
     count, size = stage.blocks
-    keys = _block_keys(key, index, stage)
 
     # Drawn again where a gradient needs them: kept, they would be the whole bank.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def body(carry: Carry, item: tuple[Array, PRNGKeyArray]) -> tuple[Carry, Array | None]:
+    def body(carry: Carry, item: tuple[Array, PRNGKeyArray]) -> tuple[Carry, Made]:
         block, block_key = item
-        bank = stage.law.sample(block_key, size, stage.channels, stage.conv.length, dtype)
-        return use(carry, block, bank)
+        used = block * size + jnp.arange(size) < stage.num_filters
+        return use(carry, used, _sample(block_key, stage, dtype))
 
-    if count == 1:
-        carry, one = body(start, (jnp.zeros((), int), keys[0]))
-        return carry, None if one is None else one[None]
+    keys = _block_keys(key, index, stage)
+    if count == 1:  # no loop to compile
+        carry, made = body(start, (jnp.zeros((), int), keys[0]))
+        return carry, jax.tree.map(lambda one: one[None], made)
     return lax.scan(body, start, (jnp.arange(count), keys))
 
 
-__all__ = ["SAMPLINGS", "Sampling", "random_filters", "random_maps", "random_output"]
+__all__ = [
+    "BLOCK_FILTERS",
+    "BLOCK_NUMBERS",
+    "SAMPLINGS",
+    "Sampling",
+    "random_filters",
+    "random_maps",
+    "random_output",
+]
