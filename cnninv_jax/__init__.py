@@ -1,6 +1,18 @@
 """When can a CNN's input be recovered from its activations? A functional JAX library."""
 
-from cnninv_jax import data, filters, montecarlo, operators, rip, sparsity
+from cnninv_jax import data, dcn, filters, images, limits, montecarlo, operators, recovery, rip, sparsity
 from cnninv_jax._version import __version__
 
-__all__ = ["__version__", "data", "filters", "montecarlo", "operators", "rip", "sparsity"]
+__all__ = [
+    "__version__",
+    "data",
+    "dcn",
+    "filters",
+    "images",
+    "limits",
+    "montecarlo",
+    "operators",
+    "recovery",
+    "rip",
+    "sparsity",
+]
