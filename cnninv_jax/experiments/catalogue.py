@@ -8,17 +8,25 @@ from cnninv_jax.experiments.studies import Study
 
 
 def studies() -> dict[str, Study[Any]]:
-    """Return the studies by name, in the order of the paper."""
+    """Return the studies by name, paper after paper, in its order."""
     from cnninv_jax.experiments.bounds import GILBERT_BOUNDS
     from cnninv_jax.experiments.coherence_tables import TABLE4, TABLE6
     from cnninv_jax.experiments.constant_study import CONSTANT
+    from cnninv_jax.experiments.dcn_channels import DCN_CHANNELS
+    from cnninv_jax.experiments.dcn_depth import DCN_DEPTH
+    from cnninv_jax.experiments.dcn_kernel import DCN_KERNEL
+    from cnninv_jax.experiments.dcn_laws import DCN_LAWS
+    from cnninv_jax.experiments.dcn_rates import DCN_RATES
+    from cnninv_jax.experiments.dcn_values import DCN_VALUES
+    from cnninv_jax.experiments.dcn_width import DCN_WIDTH
     from cnninv_jax.experiments.fig3 import FIG3
     from cnninv_jax.experiments.phase import PHASE
     from cnninv_jax.experiments.sparsity_tables import TABLE2, TABLE7
     from cnninv_jax.experiments.table3 import TABLE3
 
-    known = (FIG3, TABLE2, TABLE3, TABLE4, TABLE6, TABLE7, CONSTANT, GILBERT_BOUNDS, PHASE)
-    return {study.name: study for study in known}
+    gilbert = (FIG3, TABLE2, TABLE3, TABLE4, TABLE6, TABLE7, CONSTANT, GILBERT_BOUNDS, PHASE)
+    random_dcn = (DCN_DEPTH, DCN_WIDTH, DCN_CHANNELS, DCN_KERNEL, DCN_RATES, DCN_VALUES, DCN_LAWS)
+    return {study.name: study for study in (*gilbert, *random_dcn)}
 
 
 def find_study(name: str) -> Study[Any]:
