@@ -1,7 +1,7 @@
 """Theorems 2, 6 and 8 of Random DCN: how far a finite random CNN is from its limit, for l2 pooling and upsampling.
 
 Theta is the angle between the output f and the limit f*. A network is counted as the paper does: X^(0) is the picture,
-L - 1 layers lead to X^(L-1), the maps of the last convolution, and their mean over the channels is f. (z*^(i))^2 are the
+L - 1 layers lead to X^(L-1), the maps of the last convolution, whose mean over the channels is f. (z*^(i))^2 are the
 sums of squares in the windows of layer i, counted from 0 (`square_maps`).
 
 The proof of Theorem 8 follows (z^(i))^2 through the network. A convolution turns it by an angle alpha of

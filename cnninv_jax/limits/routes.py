@@ -129,13 +129,13 @@ def route_counts(layers: Network, image_shape: Sequence[int]) -> Float[np.ndarra
 
     Cost: prod(D_out) prod(D) numbers: for small pictures. `route_factors` has them for any.
     """
-    factors = route_factors(layers, image_shape)
-    size = math.prod(factor.size for factor in factors)
+    size = math.prod(routed(layers, image_shape)[-1].outputs) * math.prod(image_shape[1:])
     if size > DENSE_LIMIT:
         raise ValueError(
             f"expected a small picture, of at most {DENSE_LIMIT} counts, got {size}; take route_factors, whose "
             "products the counts are, or weighted_norm, which needs none"
         )
+    factors = route_factors(layers, image_shape)
     counts = factors[0]
     for factor in factors[1:]:
         counts = np.multiply.outer(counts, factor)
