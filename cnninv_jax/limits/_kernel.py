@@ -1,0 +1,130 @@
+"""Pieces of the recursions: the ReLU kernel of Lemma 5, window means, zero insertion, shifted maps.
+
+Spatial axes are the last ones everywhere, whatever stands in front.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cnninv_jax._typing import Array, Float
+
+
+def kappa(rho: Float[Array, " *any"]) -> Float[Array, " *any"]:
+    """Return (sqrt(1 - rho^2) + (pi - arccos rho) rho) / pi, Lemma 5's h(arccos rho); |rho| <= 1 is the caller's."""
+    return (jnp.sqrt((1 - rho) * (1 + rho)) + (math.pi - jnp.arccos(rho)) * rho) / math.pi
+
+
+@jax.custom_jvp
+def relu_covariance(
+    covariance: Float[Array, " *any"],
+    first: Float[Array, " *any"],
+    second: Float[Array, " *any"],
+    first_inverse: Float[Array, " *any"],
+    second_inverse: Float[Array, " *any"],
+) -> Float[Array, " *any"]:
+    """Return E relu(w y) relu(w y') / k_2 = kappa(cos phi) z z' (Random DCN, Lemma 5).
+
+    Args:
+        covariance: <y, y'>.
+        first: z = |y|.
+        second: z' = |y'|, zero where there is no y'.
+        first_inverse: 1 / z, and 0 where z = 0; see `inverse`.
+        second_inverse: 1 / z', likewise.
+
+    Returns:
+        The covariance after the ReLU; 0 where z or z' is. Its derivatives are finite everywhere.
+    """
+    rho = jnp.clip(covariance * (first_inverse * second_inverse), -1.0, 1.0)
+    return first * second * kappa(rho)
+
+
+@relu_covariance.defjvp
+def _relu_covariance_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    covariance, first, second, first_inverse, second_inverse = primals
+    rho = jnp.clip(covariance * (first_inverse * second_inverse), -1.0, 1.0)
+    value = first * second * kappa(rho)
+    # d kappa / d rho = 1 - arccos(rho) / pi, and kappa - rho kappa' = sqrt(1 - rho^2) / pi. Where z or z' is zero there
+    # is no angle; the derivative that is taken there is zero.
+    present = first_inverse * second_inverse > 0
+    slope = jnp.where(present, 1 - jnp.arccos(rho) / math.pi, 0.0)
+    across = jnp.where(present, jnp.sqrt((1 - rho) * (1 + rho)) / math.pi, 0.0)
+    return value, slope * tangents[0] + across * (second * tangents[1] + first * tangents[2])
+
+
+def root(squares: Float[Array, " *any"]) -> Float[Array, " *any"]:
+    """Return the square root, with derivative zero at zero."""
+    positive = squares > 0
+    found = jnp.sqrt(jnp.where(positive, squares, 1.0))
+    # A comparison is false for NaN: it has to come out again.
+    return jnp.where(positive, found, jnp.where(squares == 0, jnp.zeros_like(found), squares))
+
+
+def inverse(norms: Float[Array, " *any"]) -> Float[Array, " *any"]:
+    """Return 1 / norms, and 0 where they are 0; a constant to differentiation, as `relu_covariance` expects it."""
+    norms = lax.stop_gradient(norms)
+    return jnp.where(norms == 0, 0.0, 1 / jnp.where(norms == 0, 1.0, norms))
+
+
+def window_means(
+    maps: Float[Array, " *batch_D"], window: Sequence[int], stride: Sequence[int], margins: Sequence[tuple[int, int]]
+) -> Float[Array, " *batch_n"]:
+    """Return the mean of every window, zeros outside of the maps included."""
+    rank = len(window)
+    lead = maps.ndim - rank
+    maps = _pad(maps, lead, margins)
+    for axis, (size, step) in enumerate(zip(window, stride, strict=True)):
+        maps = _sums(maps, lead + axis, size, step)
+    scale = math.prod(window)
+    return maps if scale == 1 else maps * (1 / scale)
+
+
+def _sums(maps: Array, axis: int, window: int, stride: int) -> Array:
+    """Return the sum of every window along one axis."""
+    outputs = (maps.shape[axis] - window) // stride + 1
+    total = None
+    for start in range(window):
+        part = lax.slice_in_dim(maps, start, start + (outputs - 1) * stride + 1, stride, axis)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def _pad(maps: Array, lead: int, margins: Sequence[tuple[int, int]]) -> Array:
+    if not any(before or after for before, after in margins):
+        return maps
+    config = [(0, 0, 0)] * lead + [(before, after, 0) for before, after in margins]
+    return lax.pad(maps, jnp.zeros((), maps.dtype), config)
+
+
+def insert_zeros(maps: Float[Array, " *batch_D"], factor: Sequence[int]) -> Float[Array, " *batch_n"]:
+    """Make every entry a block of ``factor`` entries per axis: the value first, then zeros."""
+    config = [(0, 0, 0)] * (maps.ndim - len(factor)) + [(0, by - 1, by - 1) for by in factor]
+    return lax.pad(maps, jnp.zeros((), maps.dtype), config)
+
+
+def shifted(maps: Float[Array, " *batch_D"], axis: int, lags: Sequence[int]) -> Float[Array, " *batch_lags_D"]:
+    """Return the maps shifted by every lag along one spatial axis, zeros where they come in from outside.
+
+    Args:
+        maps: the spatial axis at place ``axis``, counted from the end (negative).
+        axis: which one.
+        lags: v; entry p of the answer is entry p + v of the maps.
+
+    Returns:
+        The same with an axis of lags in front.
+    """
+    size = maps.shape[axis]
+    before, after = max(0, -min(lags)), max(0, max(lags))
+    config = [(0, 0, 0)] * maps.ndim
+    config[axis] = (before, after, 0)
+    padded = lax.pad(maps, jnp.zeros((), maps.dtype), config)
+    return jnp.stack([lax.slice_in_dim(padded, before + lag, before + lag + size, axis=axis) for lag in lags])
+
+
+__all__ = ["insert_zeros", "inverse", "kappa", "relu_covariance", "root", "shifted", "window_means"]
