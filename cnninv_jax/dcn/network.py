@@ -18,7 +18,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from cnninv_jax import filters
-from cnninv_jax._numerics import as_float, convolve, float_dtype, wider
+from cnninv_jax._numerics import as_float, convolve, float_dtype, matmul, wider
 from cnninv_jax._typing import Array, FilterBank, Float, PRNGKeyArray
 from cnninv_jax.dcn.architecture import ConvDeconv, Convolution
 
@@ -135,14 +135,35 @@ def _encode(banks: Weights, net: ConvDeconv, maps: Array) -> Array:
 def _convolve(maps: Array, bank: Array, layer: Convolution, *, mirrored: bool) -> Array:
     """Return the layer's maps; channels are the last axis, which is the quick layout on a CPU."""
     margins = [(ell // 2, (ell - 1) // 2) if mirrored else ((ell - 1) // 2, ell // 2) for ell in layer.length]
-    found = convolve(
-        maps,
-        jnp.transpose(bank, (2, 3, 1, 0)),
-        window_strides=(1, 1),
-        padding=margins,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    if layer.outputs * math.prod(layer.length) <= layer.inputs:
+        found = _few_outputs(maps, bank, margins)
+    else:
+        found = convolve(
+            maps,
+            jnp.transpose(bank, (2, 3, 1, 0)),
+            window_strides=(1, 1),
+            padding=margins,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
     return jnp.maximum(found, 0) if layer.relu else found
+
+
+def _few_outputs(maps: Array, bank: Array, margins: list[tuple[int, int]]) -> Array:
+    """Convolve to few maps: products with every tap first, which are shifted and added then.
+
+    Three outputs fill no vector register; three times nine do. The products take less memory than the maps.
+    """
+    _, high, wide, inputs = maps.shape
+    outputs, _, rows, columns = bank.shape
+    taps = jnp.transpose(bank, (2, 3, 0, 1)).reshape(-1, inputs)
+    products = matmul(taps, maps.reshape(-1, inputs).T).reshape(rows, columns, outputs, high, wide)
+    widths = ((0, 0, 0), (0, 0, 0), (0, 0, 0), *((before, after, 0) for before, after in margins))
+    padded = lax.pad(products, jnp.zeros((), products.dtype), widths)
+    total = jnp.zeros((outputs, high, wide), products.dtype)
+    for row in range(rows):
+        for column in range(columns):
+            total = total + padded[row, column, :, row : row + high, column : column + wide]
+    return jnp.moveaxis(total, 0, -1)[None]
 
 
 def _pool(maps: Array) -> Array:
