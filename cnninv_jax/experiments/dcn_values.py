@@ -25,7 +25,7 @@ from cnninv_jax.experiments.studies import Findings, Study, StudyOptions, Table
 from cnninv_jax.images import to_grey
 from cnninv_jax.limits.angles import cosine_angle, sine_angle
 from cnninv_jax.limits.draws import random_output
-from cnninv_jax.limits.theorems import theorem_9
+from cnninv_jax.limits.fidelity import theorem_9_multilayer
 from cnninv_jax.limits.values import convergence_value
 from cnninv_jax.montecarlo import mean_interval, run
 from cnninv_jax.montecarlo.arguments import positive
@@ -57,10 +57,11 @@ class DcnValuesParameters:
     """Side that the picture is brought to; even where the network pools."""
     widths: tuple[int, ...] = (16, 64, 256, 1024)
     """Channels N of every convolution."""
-    num_draws: int = 4
+    num_draws: int = 6
     """Networks drawn at every width; the output shown is that of the first."""
     colour: bool = False
-    """Let the network see three channels in place of the grey picture. Thm 9 is about one."""
+    """Let the network see three channels in place of the grey picture. Thm 9 is about one; its bound is shown for conv
+    and deep."""
 
 
 def _compute(p: DcnValuesParameters, options: StudyOptions, folder: Path) -> Findings:
@@ -79,7 +80,7 @@ def _compute(p: DcnValuesParameters, options: StudyOptions, folder: Path) -> Fin
         content["layers"] = described(layers)
         content["networks"][pooling] = {
             "limit_to_picture": float(angle(limit, grey)),
-            "theorem_9": _theorem_9(p, grey),
+            "theorem_9": _theorem_9(p, grey, layers),
             "widths": {
                 str(width): {name: _interval(values) for name, values in each.items()} for width, each in found.items()
             },
@@ -144,11 +145,11 @@ def _interval(values: np.ndarray) -> dict[str, float]:
     return {"mean": float(held.mean()), "low": float(low), "high": float(high), "first": float(held[0])}
 
 
-def _theorem_9(p: DcnValuesParameters, grey: Array) -> float | None:
+def _theorem_9(p: DcnValuesParameters, grey: Array, layers: Network) -> float | None:
     """Return Theorem 9's bound on the angle between f* and the picture in degrees, where it applies."""
-    if p.architecture != "conv" or p.colour:
+    if p.architecture not in ("conv", "deep") or p.colour:
         return None
-    return math.degrees(math.acos(min(1.0, max(-1.0, float(theorem_9(grey[None], p.kernel))))))
+    return math.degrees(math.acos(min(1.0, max(-1.0, float(theorem_9_multilayer(grey[None], layers))))))
 
 
 def _dataset(p: DcnValuesParameters, grey: Array, limits: list, shown: list, angles: list) -> xr.Dataset:
@@ -189,7 +190,7 @@ def _tables(p: DcnValuesParameters, content: Mapping[str, Any]) -> tuple[Table, 
     bounds = [found["theorem_9"] for found in content["networks"].values()]
     if bounds[0] is not None:
         notes.append(f"Theorem 9: the angle between f* and the picture is at most {bounds[0]:.2f} degrees.")
-    elif p.colour and p.architecture == "conv":
+    elif p.colour and p.architecture in ("conv", "deep"):
         notes.append("Theorem 9 is about pictures of one channel: leave --colour out to have its bound.")
     title = "angles in degrees: outputs of finite networks, f*, and the picture"
     return (Table(title, ("", "to f*", "to the picture"), tuple(rows), tuple(notes)),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -49,15 +50,16 @@ def values_figure(report: Mapping[str, Any], dataset: xr.Dataset) -> Figure:
 
 
 def _caption(p: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    lattice = (
-        "\nUpsampling inserts zeros; the lattice it leaves is in $f^*$ too." if "upsample" in found["layers"] else ""
-    )
-    return (
-        f"{found['layers']}, mean over channels; {found['channels']} input "
-        f"channel{'s' if found['channels'] > 1 else ''}; shown: the first of {p['num_draws']} draws, every picture "
-        "from its smallest value (black) to its largest; angles: mean over the draws ± half of the 95% interval"
-        f"{lattice}"
-    )
+    channels = "in colour" if found["channels"] > 1 else "of the grey picture"
+    lines = [
+        f"{found['layers']}, mean over channels, {channels}; shown: the first of {p['num_draws']} draws, "
+        "from the smallest value (black) to the largest",
+        "angles: mean over the draws ± half of the 95% interval",
+    ]
+    if "upsample" in found["layers"]:
+        lines[1] += r"; upsampling inserts zeros, and the lattice it leaves is in $f^*$ too"
+    width = 105 if len(p["widths"]) > 2 else 60
+    return "\n".join(textwrap.fill(line, width) for line in lines)
 
 
 def _angle(held: Mapping[str, float]) -> str:
