@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,8 +30,8 @@ from cnninv_jax.limits.values import convergence_value
 from cnninv_jax.montecarlo.arguments import positive
 from cnninv_jax.montecarlo.specification import array_digest
 
-#: What was found so far, in the study's folder.
-FOUND = "similarities.json"
+#: What was found so far, in the study's folder; what it holds of every picture, variant by variant.
+FOUND, NUMBERS = "similarities.json", ("similarity", "inverted", "flat")
 #: SSIM's window must fit.
 SMALLEST = images.WINDOW
 
@@ -87,12 +86,14 @@ class Outputs(NamedTuple):
     Attributes:
         similarity: SSIM by the paper's rule.
         inverted: whether the luminance was inverted for it.
+        flat: whether all pixels came out alike, so that there is nothing to compare.
         grey: the output as it was compared.
         colour: the output as it came, [3, H, W] or [H, W], brought to [0, 1].
     """
 
     similarity: Array
     inverted: Array
+    flat: Array
     grey: Array
     colour: Array
 
@@ -104,10 +105,12 @@ class Similarities:
     Attributes:
         values: similarity of every network and picture.
         inverted: whether its luminance was inverted.
+        flat: whether all its pixels were alike: some layer's filters were all silent.
     """
 
     values: Float[np.ndarray, "networks pictures"]
     inverted: Float[np.ndarray, "networks pictures"]
+    flat: Float[np.ndarray, "networks pictures"]
 
 
 Found = dict[str, dict[str, Similarities]]
@@ -172,7 +175,8 @@ def compare_output(picture: Float[Array, "3 H W"], output: Float[Array, "*channe
     if output.shape[-2:] != size:
         output = jax.image.resize(output, (*output.shape[:-2], *size), "linear")
     found = images.compare(picture, output)
-    return Outputs(found.similarity, found.inverted, found.output, images.rescale(output))
+    flat = jnp.min(output) == jnp.max(output)
+    return Outputs(found.similarity, found.inverted, flat, found.output, images.rescale(output))
 
 
 class Reconstructions:
@@ -280,7 +284,7 @@ class Reconstructions:
     def _now(self, rows: Any, setting: Setting, index: int) -> str:
         """Return what is known of a setting by now."""
         whole = [rows(_row_name(setting, i)) for i in range(index + 1)]
-        means = [np.mean(row, axis=0)[::2] for row in whole if len(row) == len(self._images)]
+        means = [np.mean(row, axis=0)[:: len(NUMBERS)] for row in whole if len(row) == len(self._images)]
         if not means:
             return setting.label
         told = []
@@ -292,7 +296,7 @@ class Reconstructions:
     def _gathered(self, rows: Any, setting: Setting, count: int) -> dict[str, Similarities]:
         table = np.array([rows(_row_name(setting, index)) for index in range(count)])
         return {
-            variant: Similarities(table[:, :, 2 * at], table[:, :, 2 * at + 1])
+            variant: Similarities(*np.moveaxis(table[:, :, len(NUMBERS) * at : len(NUMBERS) * (at + 1)], -1, 0))
             for at, variant in enumerate(setting.networks)
         }
 
@@ -317,22 +321,12 @@ def _limit(picture: Float[Array, "3 H W"], layers: tuple[Conv, ...]) -> Float[Ar
     return convergence_value(picture, layers)
 
 
-def memory(network: dcn.ConvDeconv, size: int, precision: str) -> int:
-    """Return about how many bytes a picture of size x size takes in a network: its weights and its three largest maps.
-
-    Three, because a convolution holds its input, its output and a copy in another layout.
-    """
-    widest = max(layer.outputs for layer in network.convolutions)
-    weights = sum(math.prod(layer.shape) for layer in network.convolutions)
-    return (3 * widest * size * size + 2 * weights) * (8 if precision == "float64" else 4)
-
-
 def _row_name(setting: Setting, index: int) -> str:
     return f"{setting.name}, network {index}"
 
 
 def _as_row(outputs: Mapping[str, Outputs]) -> list[float]:
-    return [float(number) for output in outputs.values() for number in (output.similarity, output.inverted)]
+    return [float(getattr(output, name)) for output in outputs.values() for name in NUMBERS]
 
 
 def as_bytes(pictures: np.ndarray) -> np.ndarray:
@@ -353,6 +347,5 @@ __all__ = [
     "compare_output",
     "draw_weights",
     "hidden_layers",
-    "memory",
     "reconstruct_variants",
 ]

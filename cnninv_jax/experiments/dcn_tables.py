@@ -49,6 +49,7 @@ def content_of(
                     **summary(each),
                     "inverted": float(found[setting.name][variant].inverted.mean()),
                     "still_negative": int((each < 0).sum()),
+                    "flat": int(found[setting.name][variant].flat.sum()),
                 }
                 for setting, place, each in zip(settings, places, values, strict=True)
             },
@@ -135,9 +136,16 @@ def deviation_table(title: str, column: str, content: Mapping[str, Mapping[str, 
         "two ways, no less than zero); both: how differently a network treats the pictures.",
         "inverted: reconstructions whose SSIM was negative, so that their luminance was inverted.",
     ]
-    negative = sum(seen["still_negative"] for found in content.values() for seen in found["settings"].values())
-    if negative:
-        notes.append(f"{negative} similarities stayed negative with inverted luminance; they count as they are.")
+    odd = {
+        name: sum(seen[name] for found in content.values() for seen in found["settings"].values())
+        for name in ("still_negative", "flat")
+    }
+    if odd["still_negative"]:
+        notes.append(f"{odd['still_negative']} similarities stayed negative with inverted luminance; they count as "
+                     "they are.")  # fmt: skip
+    if odd["flat"]:
+        notes.append(f"{odd['flat']} reconstructions had pixels of one value only (a layer whose filters were all "
+                     "silent); they count as black pictures.")  # fmt: skip
     return Table(title, tuple(columns), tuple(tuple(cells) for cells in rows.values()), tuple(notes))
 
 
