@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from cnninv_jax._numerics import as_float, matmul
+from cnninv_jax._numerics import as_float, float_dtype, matmul
 from cnninv_jax._typing import Array, FilterBank, Float, PRNGKeyArray
 from cnninv_jax.limits._channelwise import channelwise, patches, through
 from cnninv_jax.limits._drawing import BLOCK_FILTERS, BLOCK_NUMBERS, Stage, drawing
@@ -140,11 +140,13 @@ def random_filters(
 
     Memory: all of them, whole.
     """
-    stages = drawing(layers, tuple(image_shape), width, filters)
-    kind = jnp.dtype(dtype)
+    return _filters(key, drawing(layers, tuple(image_shape), width, filters), float_dtype(dtype))
 
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _filters(key: PRNGKeyArray, stages: tuple[Stage, ...], dtype: jnp.dtype) -> tuple[FilterBank, ...]:
     def bank(index: int, stage: Stage) -> FilterBank:
-        blocks = [_sample(block, stage, kind) for block in _block_keys(key, index, stage)]
+        blocks = [_sample(block, stage, dtype) for block in _block_keys(key, index, stage)]
         return jnp.concatenate(blocks)[: stage.num_filters]
 
     return tuple(bank(index, stage) for index, stage in enumerate(stages))
