@@ -94,6 +94,8 @@ def _compute(p: DcnLawsParameters, options: StudyOptions, folder: Path) -> Findi
 
 def _check(p: DcnLawsParameters) -> None:
     """Refuse impossible parameters by the names of their flags."""
+    if p.picture is not None and not p.picture.is_file():
+        raise ValueError(f"expected --picture to be the file of a picture, found none at {p.picture}; check the path")
     for name in ("size", "filters", "width"):
         positive(getattr(p, name), f"--{name}", 1 << 24)
     if not p.kernels or len(set(p.kernels)) < len(p.kernels):

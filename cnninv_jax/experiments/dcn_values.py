@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +45,8 @@ NAMES: Mapping[str, str] = {"l2": "l2 pooling", "average": "average pooling", "n
 class DcnValuesParameters:
     """Picture, network and widths; filters are Gaussian, whose scale no angle depends on."""
 
-    picture: tyro.conf.Positional[Path | None] = None
-    """Picture; by default a photograph inside scikit-image."""
+    picture: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")] = None
+    """File of a picture; by default a photograph inside scikit-image."""
     architecture: Architecture = "encoder-decoder"
     """encoder-decoder: conv, pool, conv, upsample, conv. cd1: the first block of VGG-16 and its mirror image, conv,
     conv, pool, upsample, conv, conv. conv: one convolution, the two-layer network of Thm 3. deep: five convolutions.
@@ -93,6 +93,8 @@ def _compute(p: DcnValuesParameters, options: StudyOptions, folder: Path) -> Fin
 
 def _check(p: DcnValuesParameters) -> None:
     """Refuse impossible parameters by the names of their flags."""
+    if p.picture is not None and not p.picture.is_file():
+        raise ValueError(f"expected PICTURE to be the file of a picture, found none at {p.picture}; check the path")
     for name in ("kernel", "size"):
         positive(getattr(p, name), f"--{name}", 1 << 16)
     if not p.widths or len(set(p.widths)) < len(p.widths):
@@ -189,7 +191,8 @@ def _tables(p: DcnValuesParameters, content: Mapping[str, Any]) -> tuple[Table, 
         )
     bounds = [found["theorem_9"] for found in content["networks"].values()]
     if bounds[0] is not None:
-        notes.append(f"Theorem 9: the angle between f* and the picture is at most {bounds[0]:.2f} degrees.")
+        extended = " (as extended in A.3.3)" if p.architecture == "deep" else ""
+        notes.append(f"Theorem 9{extended}: the angle between f* and the picture is at most {bounds[0]:.2f} degrees.")
     elif p.colour and p.architecture in ("conv", "deep"):
         notes.append("Theorem 9 is about pictures of one channel: leave --colour out to have its bound.")
     title = "angles in degrees: outputs of finite networks, f*, and the picture"
