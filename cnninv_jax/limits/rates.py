@@ -13,8 +13,9 @@ and the windows of the next layer, a linear map phi, make an angle's sine at mos
     lambda_i = |phi| |(z*^(i))^2| / |phi((z*^(i))^2)|.
 
 Lemma 7 is needed for |phi| alone: where the windows share no entry it is the root of their size, and lambda_i is
-1 / sqrt(1 - |epsilon^(i)|^2 / |(z*^(i))^2|^2). So the proof asks for disjoint windows after the first layer. "At most
-one route" from a pixel to an output entry, the theorem's words, does not imply that, and is not implied by it.
+1 / sqrt(1 - |epsilon^(i)|^2 / |(z*^(i))^2|^2). So the proof asks for disjoint windows after the first convolution,
+before whose answer there is no angle to grow. "At most one route" from a pixel to an output entry, the theorem's words,
+does not imply that, and is not implied by it.
 Where windows overlap, ``windows="any"`` takes their |phi|, the largest singular value of a matrix of zeros and ones.
 
 Everything works under jit and vmap. What a bound cannot promise is infinity, and a bound of 1 or more says nothing;
@@ -91,7 +92,8 @@ def theorem_8(
         filters: the law of the filters, or one for each convolution. For the sphere the K_1 and K_2 of many dimensions
             are taken after the first convolution, which are larger than those of few.
         count: which layers count.
-        windows: ``"disjoint"`` refuses windows after the first layer that share entries; ``"any"`` takes their norm.
+        windows: ``"disjoint"`` refuses windows after the first convolution that share entries; ``"any"`` takes their
+            norm.
 
     Returns:
         The bound, in the shape of delta and width together; infinite or NaN where f* or the picture is zero.
@@ -155,7 +157,8 @@ def local_variation(
     """Return lambda_0 .. lambda_(L-2) of Theorem 8, how much an angle can grow on its way through a layer's windows.
 
     lambda_i = 1 / sqrt(1 - |epsilon|^2 / |x|^2), x = (z*^(i))^2 and epsilon_j = x_j minus the mean of the window of
-    layer i + 1 that x_j lies in (Lemma 7); the last one's window is the whole map. 1 for a picture that is flat.
+    layer i + 1 that x_j lies in (Lemma 7); the last one's window is the whole map. 1 for a picture that is flat, and
+    before the first convolution, where there is no angle yet.
 
     Args:
         image: picture, [M, *D].
@@ -174,13 +177,17 @@ def local_variation(
     picture = as_float(image)
     steps = routed(layers, picture.shape)
     gains = _gains(steps, windows)
+    maps = square_maps(picture, layers)
     found = []
-    for place, squared in enumerate(square_maps(picture, layers)):
-        values = squared if squares else root(squared)
+    for place, gain in enumerate(gains):
+        if gain is None:
+            found.append(jnp.ones((), picture.dtype))
+            continue
+        values = maps[place] if squares else root(maps[place])
         # The factor does not see the scale, and squares of large numbers might overflow.
         values = values / jax.lax.stop_gradient(jnp.max(values))
         through = norm(window_sums(values, steps[place + 1])) if place + 1 < len(steps) else jnp.sum(values)
-        found.append(gains[place] * norm(values) / through)
+        found.append(gain * norm(values) / through)
     return jnp.stack(found)
 
 
@@ -262,30 +269,31 @@ def _over(variance: Array, width: Array) -> Array:
     return jnp.where(inside, variance / jnp.where(inside, width, 1.0), jnp.nan)
 
 
-def _gains(steps: Sequence[Step], windows: Windows) -> tuple[float, ...]:
-    """Return |phi| of layers 1 .. L - 2, and of the sum over the last map, each over the entries that can be non-zero.
+def _gains(steps: Sequence[Step], windows: Windows) -> tuple[float | None, ...]:
+    """Return |phi| of layers 1 .. L - 2 and of the sum over the last map, each over the entries that can be non-zero.
+
+    None stands for the layers up to the first convolution.
 
     Raises:
         ValueError: windows that share entries, where they are refused.
     """
     reached: list[Bool[np.ndarray, " entries"]] = [np.ones(size, bool) for size in steps[0].inputs]
-    gains = []
+    gains: list[float | None] = []
+    turned = False
     for place, step in enumerate(steps):
-        gain = 1.0
-        for axis, mask in enumerate(reached):
-            matrix = window_matrix(step, axis)[:, mask]
-            if place and windows == "disjoint" and matrix.sum(axis=0).max(initial=0) > 1:
+        matrices = [window_matrix(step, axis)[:, mask] for axis, mask in enumerate(reached)]
+        reached = [matrix.sum(axis=1) > 0 for matrix in matrices]
+        for axis, matrix in enumerate(matrices):
+            if turned and windows == "disjoint" and matrix.sum(axis=0).max(initial=0) > 1:
                 raise ValueError(
-                    f"expected windows after the first layer that share no entry (Random DCN, Lemma 7), got layer "
-                    f"{place + 1}, {type(step.layer).__name__} with window {step.window[axis]} at stride "
+                    f"expected windows after the first convolution that share no entry (Random DCN, Lemma 7), got "
+                    f"layer {place + 1}, {type(step.layer).__name__} with window {step.window[axis]} at stride "
                     f"{step.stride[axis]} on axis {axis}; use a stride as long as the window, or windows='any' for the "
                     "bound with their operator norm"
                 )
-            gain *= _largest_singular_value(matrix) if place else 1.0
-            reached[axis] = matrix.sum(axis=1) > 0
-        gains.append(gain)
-    entries = math.prod(int(mask.sum()) for mask in reached)
-    return (*gains[1:], math.sqrt(entries))
+        gains.append(math.prod(map(_largest_singular_value, matrices)) if turned else None)
+        turned = turned or isinstance(step.layer, Conv)
+    return (*gains[1:], math.sqrt(math.prod(int(mask.sum()) for mask in reached)))
 
 
 def _largest_singular_value(matrix: Float[np.ndarray, "outputs inputs"]) -> float:
