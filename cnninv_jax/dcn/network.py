@@ -167,9 +167,10 @@ def _few_outputs(maps: Array, bank: Array, margins: list[tuple[int, int]]) -> Ar
 
 
 def _pool(maps: Array) -> Array:
-    """Keep the largest of every 2 x 2 window; maps are not negative here, so that zeros may fill the last ones."""
+    """Keep the largest of every 2 x 2 window, of those that stick out the largest of what they hold."""
     surplus = [(0, 0), *((0, size % 2) for size in maps.shape[1:3]), (0, 0)]
-    return lax.reduce_window(maps, jnp.zeros((), maps.dtype), lax.max, (1, 2, 2, 1), (1, 2, 2, 1), surplus)
+    # -inf as a number of Python's: an array in its place has no derivative.
+    return lax.reduce_window(maps, -math.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), surplus)
 
 
 def _upsample(maps: Array) -> Array:
