@@ -145,7 +145,8 @@ def root(gram: Float[Array, "n n"]) -> Float[Array, "n n"]:
             usable = residual > tolerance
             column = lax.dynamic_index_in_dim(matrix, at, 0, keepdims=False)
             mine = lax.dynamic_index_in_dim(rows, at, 1, keepdims=False)
-            column = column - jnp.sum(mine[:, None] * rows, axis=0)
+            # A product: as a sum over rows XLA computes it six times slower on a CPU.
+            column = column - matmul(mine[None], rows)[0]
             inverse = jnp.where(usable, lax.rsqrt(jnp.where(usable, residual, 1)), 0)
             chosen = positions == at
             row = jnp.where(left == done, 0, jnp.where(chosen, residual, column)) * inverse
