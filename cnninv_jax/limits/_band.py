@@ -8,8 +8,10 @@ travels alone:
     average pooling          of lags t v + d, |d| < window
     zero insertion by r      of lag v / r; a lag that r does not divide is zero
 
-C_{-v}(p) = C_v(p - v), so that lags of the first axis from 0 on suffice. A band is an array [*lags, *D], one axis of
-lags per spatial axis.
+C_{-v}(p) = C_v(p - v), so that one lag of every pair suffices: the one whose first non-zero entry is positive. A band
+is an array [lags, *D] of these, lag 0 in front. A stage is one loop over its fine lags, each of which goes through all
+convolutions as a single map that stays in the cache, and is pooled into the coarse band behind: memory is that of the
+coarse bands, under differentiation as well, and one body is compiled per stage.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -86,155 +89,225 @@ def _lags_before(lags: tuple[int, ...], window: int, stride: int, layer: object)
     return tuple(sorted({stride * lag + d for lag in lags for d in range(-reach, reach + 1)}))
 
 
-def half(lags: Lags) -> Lags:
-    """Return the lags that a band holds: from 0 on along the first axis."""
-    return (tuple(lag for lag in lags[0] if lag >= 0), *lags[1:])
+def half(lags: Lags) -> tuple[tuple[int, ...], ...]:
+    """Return one lag of every pair (v, -v) of the product of the axes, lag 0 first."""
+    return tuple(lag for lag in itertools.product(*lags) if lag >= (0,) * len(lag))
 
 
 def variances(stage: Stage, start: Float[Array, " *D"]) -> tuple[Float[Array, " *n"], ...]:
     """Return the maps of lag 0 after every step of a stage, k_2 and the sizes of windows left out."""
     maps = []
     for step in stage.steps:
-        start = _kernel.insert_zeros(start, step.stride) if isinstance(step.layer, Upsample) else _means(start, step)
+        start = _insert_or_mean(start, step)
         maps.append(start)
     return tuple(maps)
 
 
-def _means(maps: Array, step: Step) -> Array:
+def _insert_or_mean(maps: Array, step: Step) -> Array:
+    if isinstance(step.layer, Upsample):
+        return _kernel.insert_zeros(maps, step.stride)
     return _kernel.window_means(maps, step.window, step.stride, step.margins)
 
 
-def picture_band(picture: Float[Array, " M *D"], lags: Lags) -> Float[Array, " *band"]:
-    """Return C_v of a picture."""
-    moved = _all_shifts(picture, half(lags))
-    return jnp.sum(moved * picture[(None,) * len(lags)], axis=len(lags))
+class Walk(NamedTuple):
+    """How the fine lags of a stage travel: one row per fine lag.
+
+    Attributes:
+        before: lag in front of every step, and in front of the pool, [lags, steps + 1, rank].
+        alive: whether every step hands the lag on; zero insertion kills what its factor does not divide, [lags, steps].
+        entry: where the lag in front of the first step is in `half`, [lags].
+        targets: rows of the sums that the lag is pooled into, [lags, combinations of the axes' targets].
+        weights: per axis, of the entries of a window for each of the axis' targets, [lags, targets, window].
+        coarse: coarse lag of every row of the sums: those of `half`, then the negative ones that are met.
+    """
+
+    before: np.ndarray
+    alive: np.ndarray
+    entry: np.ndarray
+    targets: np.ndarray
+    weights: tuple[np.ndarray, ...]
+    coarse: tuple[tuple[int, ...], ...]
 
 
-def _all_shifts(maps: Array, lags: Lags) -> Array:
-    """Return maps shifted by every lag of every axis, [*lags, ..., *D]."""
-    for axis in range(-1, -len(lags) - 1, -1):
-        maps = _kernel.shifted(maps, axis - 0, lags[axis])
-    return maps
+def walk_of(stage: Stage) -> Walk:
+    """Return the ways of the fine lags of a stage that ends with a pool."""
+    assert stage.pool is not None
+    fine = half(stage.lags[-2])
+    rank, depth = len(fine[0]), len(stage.steps)
+    before = np.zeros((len(fine), depth + 1, rank), np.int32)
+    alive = np.ones((len(fine), depth), bool)
+    before[:, depth] = fine
+    for at in range(depth - 1, -1, -1):
+        step, by = stage.steps[at], np.asarray(stage.steps[at].stride)
+        if isinstance(step.layer, Upsample):
+            alive[:, at] = np.all(before[:, at + 1] % by == 0, axis=1)
+            before[:, at] = np.where(alive[:, at, None], before[:, at + 1] // by, 0)
+        else:
+            before[:, at] = before[:, at + 1] * by
+    index = {lag: place for place, lag in enumerate(half(stage.lags[0]))}
+    entry = np.asarray([index[tuple(lag)] for lag in before[:, 0].tolist()], np.int32)
+
+    met = [
+        {
+            lag: _targets(lag, stage.lags[-1][axis], stage.pool.window[axis], stage.pool.stride[axis])
+            for lag in axis_lags
+        }
+        for axis, axis_lags in enumerate(stage.lags[-2])
+    ]
+    widths = [max(len(found) for found in axis.values()) for axis in met]
+    weights = tuple(np.zeros((len(fine), width, size)) for width, size in zip(widths, stage.pool.window, strict=True))
+    rows = {lag: place for place, lag in enumerate(half(stage.lags[-1]))}
+    targets = np.zeros((len(fine), math.prod(widths)), np.int32)
+    for place, lag in enumerate(fine):
+        found = [axis[entry] for axis, entry in zip(met, lag, strict=True)]
+        for axis, axis_found in enumerate(found):
+            for at, (_, weight) in enumerate(axis_found):
+                weights[axis][place, at] = weight
+        for at, combination in enumerate(itertools.product(*map(range, widths))):
+            if all(one < len(some) for one, some in zip(combination, found, strict=True)):
+                target = tuple(some[one][0] for one, some in zip(combination, found, strict=True))
+                targets[place, at] = rows.setdefault(target, len(rows))
+    # The pair (v, -v) gives to (u, -u) together: once from v to u and once, mirrored, from v to -u. Lag 0 is its own
+    # mirror image and gives half of itself to both.
+    weights[0][0] *= 0.5
+    return Walk(before, alive, entry, targets, weights, tuple(rows))
 
 
-def propagate(stage: Stage, band: Float[Array, " *band"], maps: Sequence[Float[Array, " *n"]]) -> Float[Array, " *out"]:
-    """Take a band through a stage and its pool, all lags at once.
+def _targets(lag: int, coarse: Sequence[int], window: int, stride: int) -> list[tuple[int, list[float]]]:
+    """Return the coarse lags u with |v - stride u| < window, and the weights of a window's entries as first partner."""
+    found = []
+    for u in coarse:
+        d = lag - stride * u
+        if abs(d) < window:
+            found.append((u, [float(0 <= start + d < window) / window**2 for start in range(window)]))
+    return found
+
+
+def propagate(
+    stage: Stage, source: Float[Array, " lags_or_M *D"], maps: Sequence[Float[Array, " *n"]], *, picture: bool
+) -> Float[Array, " lags *n"]:
+    """Take a band through a stage and its pool.
 
     Args:
         stage: the stage.
-        band: in front of it.
+        source: the band in front of it, or the picture.
         maps: `variances` of the stage.
+        picture: which of the two the source is.
 
     Returns:
         The band behind the pool.
     """
     assert stage.pool is not None
-    rank = len(stage.lags[0])
-    for step, variance, before, after in zip(stage.steps, maps, stage.lags, stage.lags[1:], strict=False):
-        if isinstance(step.layer, Upsample):
-            for axis, (old, new, by) in enumerate(zip(half(before), half(after), step.stride, strict=True)):
-                places = [old.index(lag // by) if lag % by == 0 else None for lag in new]
-                band = _select(band, axis, places)
-            band = _kernel.insert_zeros(band, step.stride)
-            continue
-        band = _means(band, step)
+    walk, pool = walk_of(stage), stage.pool
+    rank, dtype = len(pool.inputs), source.dtype
+    moving = _Padded(source, walk.before[:, 0]) if picture else None
+    norms: dict[int, tuple[Array, Array, _Padded, _Padded]] = {}
+    for at, (step, variance) in enumerate(zip(stage.steps, maps, strict=True)):
         if isinstance(step.layer, Conv):
             norm = _kernel.root(variance)
             inverse = _kernel.inverse(norm)
-            moved, moved_inverse = _all_shifts(norm, half(after)), _all_shifts(inverse, half(after))
-            lead = (None,) * rank
-            band = _kernel.relu_covariance(
-                band, jnp.broadcast_to(norm[lead], band.shape), moved, inverse[lead], moved_inverse
-            )
-    fine, coarse = half(stage.lags[-2]), stage.lags[-1]
-    for axis in range(1, rank):
-        band = _pool_axis(band, axis, fine[axis], coarse[axis], stage.pool.window[axis], stage.pool.stride[axis])
-    return _pool_first(band, fine[0], coarse, stage.pool)
+            lags = walk.before[:, at + 1]
+            norms[at] = (norm, inverse, _Padded(norm, lags), _Padded(inverse, lags))
+
+    def pooled(row: dict[str, Array]) -> list[Array]:
+        """Return what one fine lag gives to its targets."""
+        before, weights = row["before"], [row[f"weights {axis}"] for axis in range(rank)]
+        if moving is None:
+            band = lax.dynamic_index_in_dim(source, row["entry"], keepdims=False)
+        else:
+            band = jnp.sum(source * moving.at(before[0]), 0)
+        for at, step in enumerate(stage.steps):
+            band = _insert_or_mean(band, step)
+            if isinstance(step.layer, Upsample):
+                band = jnp.where(row["alive"][at], band, 0)
+            elif isinstance(step.layer, Conv):
+                norm, inverse, moved, moved_inverse = norms[at]
+                lag = before[at + 1]
+                band = _kernel.relu_covariance(band, norm, moved.at(lag), inverse, moved_inverse.at(lag))
+        parts = [band]
+        for axis, (size, by, outputs) in enumerate(zip(pool.window, pool.stride, pool.outputs, strict=True)):
+            reach = (outputs - 1) * by + 1
+            slices = [[lax.slice_in_dim(part, a, a + reach, by, axis) for a in range(size)] for part in parts]
+            parts = [
+                sum((weights[axis][target, a] * piece[a] for a in range(1, size)), weights[axis][target, 0] * piece[0])
+                for piece in slices
+                for target in range(weights[axis].shape[0])
+            ]
+        return parts
+
+    def add(sums: Array, row: dict[str, Array]) -> tuple[Array, None]:
+        for at, part in enumerate(jax.checkpoint(pooled)(row)):
+            sums = _add_to(sums, row["targets"][at], part)
+        return sums, None
+
+    rows = {
+        "before": jnp.asarray(walk.before),
+        "alive": jnp.asarray(walk.alive),
+        "entry": jnp.asarray(walk.entry),
+        "targets": jnp.asarray(walk.targets),
+        **{f"weights {axis}": jnp.asarray(table, dtype) for axis, table in enumerate(walk.weights)},
+    }
+    sums, _ = lax.scan(add, jnp.zeros((len(walk.coarse), *pool.outputs), dtype), rows)
+    return _folded(sums, walk.coarse, half(stage.lags[-1]), pool)
 
 
-def _pool_axis(band: Array, axis: int, fine: Sequence[int], coarse: Sequence[int], window: int, stride: int) -> Array:
-    """Average over the windows along one spatial axis: lags ``coarse`` of the pooled maps."""
-    rank = band.ndim // 2
-    total = None
-    for d in range(1 - window, window):
-        places = [fine.index(stride * lag + d) if stride * lag + d in fine else None for lag in coarse]
-        if all(place is None for place in places):
-            continue
-        part = _select(band, axis, places)
-        outputs = (band.shape[rank + axis] - window) // stride + 1
-        for start in range(max(0, -d), min(window, window - d)):
-            piece = lax.slice_in_dim(part, start, start + (outputs - 1) * stride + 1, stride, rank + axis)
-            total = piece if total is None else total + piece
-    assert total is not None
-    return total * (1 / window**2)
+def _folded(
+    sums: Array, coarse: Sequence[tuple[int, ...]], kept: Sequence[tuple[int, ...]], pool: Step
+) -> Float[Array, " lags *n"]:
+    """Return C_u(q) = sums_u(q) + sums_{-u}(q + u) for the lags that are kept."""
+    places = {lag: at for at, lag in enumerate(coarse)}
+    band = sums[: len(kept)].at[0].multiply(2)
+    negative = [(at, places[opposite], lag) for at, lag in enumerate(kept) if at
+                for opposite in [tuple(-entry for entry in lag)] if opposite in places]  # fmt: skip
+    if negative:
+        lags = np.asarray([lag for _, _, lag in negative], np.int32)
+        moving = _Padded(sums, lags)
+        table = (
+            jnp.asarray([at for at, _, _ in negative], jnp.int32),
+            jnp.asarray([place for _, place, _ in negative], jnp.int32),
+            jnp.asarray(lags),
+        )
 
+        def fold(band: Array, row: tuple[Array, Array, Array]) -> tuple[Array, None]:
+            at, place, lag = row
+            return _add_to(band, at, moving.entry(place, lag)), None
 
-def _pool_first(band: Array, fine: Sequence[int], coarse: Lags, pool: Step) -> Array:
-    """Average along the first axis, of which only lags from 0 on are there, and fold what falls on negative ones."""
-    window, stride = pool.window[0], pool.stride[0]
-    # What lags v > 0 give to lag u, lags -v give to lag -u, mirrored; lag 0 gives half of itself to both.
-    weights = np.asarray([0.5 if lag == 0 else 1.0 for lag in fine])
-    band = band * jnp.asarray(weights, band.dtype).reshape(-1, *(1,) * (band.ndim - 1))
-    reached = [lag for lag in coarse[0] if any(abs(v - stride * lag) < window for v in fine)]
-    sums = _pool_axis(band, 0, fine, reached, window, stride)
-    kept = [lag for lag in coarse[0] if lag >= 0]
-    rows = []
-    for lag in kept:
-        row = sums[reached.index(lag)]
-        if -lag in reached:
-            row = row + mirrored(sums[reached.index(-lag)], lag, coarse)
-        rows.append(row)
-    band = jnp.stack(rows)
-    for axis, (lags, size, by) in enumerate(zip(half(coarse), pool.window, pool.stride, strict=True)):
+        band, _ = lax.scan(fold, band, table)
+    for axis, (size, by, outputs) in enumerate(zip(pool.window, pool.stride, pool.outputs, strict=True)):
         if size > by:
             # Windows overlap: one that begins behind the last one still has entries inside of the map.
-            outputs = pool.outputs[axis]
-            inside = np.asarray([[0 <= q + lag < outputs for q in range(outputs)] for lag in lags])
-            shape = [1] * band.ndim
-            shape[axis], shape[len(coarse) + axis] = inside.shape
+            inside = np.asarray([[0 <= q + lag[axis] < outputs for q in range(outputs)] for lag in kept])
+            shape = [len(kept)] + [1] * len(pool.outputs)
+            shape[1 + axis] = outputs
             band = jnp.where(inside.reshape(shape), band, 0)
     return band
 
 
-def mirrored(row: Float[Array, " *row"], lag: int, lags: Lags) -> Float[Array, " *row"]:
-    """Return C_u(q) = C_{-u}(q + u) for u of first entry ``lag``, from the row of lags -u.
-
-    Args:
-        row: maps of the lags (-lag, *), [*lags of the other axes, *D].
-        lag: of the first axis.
-        lags: per axis.
-    """
-    rank = len(lags)
-    row = jnp.flip(row, tuple(range(rank - 1)))
-    row = _moved(row, rank - 1, lag)
-    for axis in range(1, rank):
-        pieces = [_moved(lax.index_in_dim(row, at, axis - 1), rank - 1 + axis, u) for at, u in enumerate(lags[axis])]
-        row = jnp.concatenate(pieces, axis - 1)
-    return row
+def _add_to(array: Array, place: Array, part: Array) -> Array:
+    """Add to one entry of the first axis."""
+    old = lax.dynamic_index_in_dim(array, place, keepdims=False)
+    return lax.dynamic_update_index_in_dim(array, old + part, place, 0)
 
 
-def _moved(maps: Array, axis: int, lag: int) -> Array:
-    """Return entry q + lag at place q, zero where it is outside."""
-    if lag == 0:
-        return maps
-    config = [(0, 0, 0)] * maps.ndim
-    config[axis] = (-lag, lag, 0)
-    return lax.pad(maps, jnp.zeros((), maps.dtype), config)
+class _Padded:
+    """Maps that can be shifted by any of the given lags, zeros coming in from outside."""
 
+    def __init__(self, maps: Array, lags: np.ndarray) -> None:
+        rank = lags.shape[1]
+        self.shape, self.lead = maps.shape, maps.ndim - rank
+        before = np.maximum(0, -lags.min(0))
+        config = [(0, 0, 0)] * self.lead + [
+            (int(low), int(max(0, high)), 0) for low, high in zip(before, lags.max(0), strict=True)
+        ]
+        self.before = before.astype(np.int32)
+        self.maps = lax.pad(maps, jnp.zeros((), maps.dtype), config)
 
-def _select(array: Array, axis: int, places: Sequence[int | None]) -> Array:
-    """Return the entries at the places along one axis; zeros for None."""
-    held = [place for place in places if place is not None]
-    steps = {second - first for first, second in itertools.pairwise(held)}
-    gaps = {at for at, place in enumerate(places) if place is not None}
-    first = min(gaps)
-    regular = len(steps) <= 1 and min(steps, default=1) > 0 and gaps == set(range(first, first + len(held)))
-    if not regular:
-        index = np.asarray([-1 if place is None else place for place in places])
-        shape = [1] * array.ndim
-        shape[axis] = len(index)
-        return jnp.where((index >= 0).reshape(shape), jnp.take(array, np.maximum(index, 0), axis), 0)
-    part = lax.slice_in_dim(array, held[0], held[-1] + 1, min(steps, default=1), axis)
-    config = [(0, 0, 0)] * array.ndim
-    config[axis] = (first, len(places) - first - len(held), 0)
-    return lax.pad(part, jnp.zeros((), array.dtype), config)
+    def at(self, lag: Array) -> Array:
+        """Return entry p + lag at place p."""
+        starts = [jnp.zeros((), lag.dtype)] * self.lead + list(lag + self.before)
+        return lax.dynamic_slice(self.maps, starts, self.shape)
+
+    def entry(self, place: Array, lag: Array) -> Array:
+        """Return the same of one entry of the first axis only."""
+        starts = [place, *(lag + self.before)]
+        return lax.dynamic_slice(self.maps, starts, (1, *self.shape[1:]))[0]

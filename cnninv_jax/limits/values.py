@@ -86,15 +86,14 @@ def _walk(image: ArrayLike, layers: Network, filters: Laws) -> tuple[list[Array]
         squares.append(jnp.sum(jnp.square(picture), 0))
     scales = [1.0] * first
 
-    band = _band.picture_band(picture, stages[0].lags[0])
-    for stage in stages:
-        lags = _band.half(stage.lags[0])
-        maps = _band.variances(stage, band[tuple(axis.index(0) for axis in lags)])
+    source, variance = picture, jnp.sum(jnp.square(picture), 0)
+    for place, stage in enumerate(stages):
+        maps = _band.variances(stage, variance)
         squares += maps
         if stage.pool is not None:
-            band = _band.propagate(stage, band, maps)
-            lags = _band.half(stage.lags[-1])
-            squares.append(band[tuple(axis.index(0) for axis in lags)])
+            source = _band.propagate(stage, source, maps, picture=place == 0)
+            variance = source[0]
+            squares.append(variance)
     for step in steps[first:]:
         factor = scales[-1] if scales else 1.0
         if isinstance(step.layer, (Conv, L2Pool)):
