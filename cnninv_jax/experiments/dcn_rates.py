@@ -18,7 +18,7 @@ import numpy as np
 from cnninv_jax import data
 from cnninv_jax._typing import Array, Float
 from cnninv_jax.experiments.dcn_rates_bounds import compare_angles, compare_bounds
-from cnninv_jax.experiments.dcn_rates_fit import fit_rate, weighted_mean
+from cnninv_jax.experiments.dcn_rates_fit import FEWEST, fit_rate, weighted_mean
 from cnninv_jax.experiments.dcn_rates_prefactor import prefactors
 from cnninv_jax.experiments.dcn_rates_simulation import Simulated, draws_at, simulate
 from cnninv_jax.experiments.dcn_rates_tables import rates_tables
@@ -31,9 +31,6 @@ from cnninv_jax.montecarlo.arguments import positive
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
-
-#: Fewer widths leave no freedom to see whether a fit is right.
-FEWEST_WIDTHS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +66,11 @@ class RatesParameters:
     """Keep three channels in the simulation; Thm 9 is about grey pictures either way."""
     size: int = 12
     """Side that pictures are brought to in the simulation; its cost grows with the fourth to sixth power."""
-    angle_lengths: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
-    """Filter lengths for Thm 9; the paper's Fig. 7c has 3 to 15."""
+    angle_lengths: tuple[int, ...] = (3, 5, 7, 9, 11, 13, 15)
+    """Filter lengths for Thm 9, as in the paper's Fig. 7c; each is compiled anew. Even ones, whose windows have no
+    centre, will do as well."""
+    angle_depths: tuple[int, ...] = (1, 2, 3)
+    """Convolutions for Thm 9 and its extension to several."""
     angle_size: int = 224
     """Side that pictures are brought to for Thm 9."""
 
@@ -105,7 +105,7 @@ def checked(p: RatesParameters) -> RatesParameters:
     Raises:
         ValueError: sizes or numbers that do not fit, in the words of the command line.
     """
-    lists = ("widths", "depths", "lengths", "route_lengths", "angle_lengths")
+    lists = ("widths", "depths", "lengths", "route_lengths", "angle_lengths", "angle_depths")
     for name in lists:
         values = getattr(p, name)
         flag = "--" + name.replace("_", "-")
@@ -119,9 +119,9 @@ def checked(p: RatesParameters) -> RatesParameters:
         positive(getattr(p, name), "--" + name.replace("_", "-"), 1 << 24)
     if p.limit is not None:
         positive(p.limit, "--limit", 1 << 24)
-    if len(p.widths) < FEWEST_WIDTHS:
+    if len(p.widths) < FEWEST:
         raise ValueError(
-            f"expected at least {FEWEST_WIDTHS} values of --widths, for a slope with a bend and a degree of freedom, "
+            f"expected at least {FEWEST} values of --widths, for a slope with a bend and a degree of freedom, "
             f"got {p.widths}"
         )
     if min(p.num_draws, draws_at(p, max(p.widths))) < 2:

@@ -125,7 +125,9 @@ def compare_angles(p: RatesParameters, images: Float[Array, "P 1 *D"]) -> dict[s
         [depths, lengths]; ``violated``, how often a bound is above the cosine by more than rounding, and ``compared``;
         ``speaks``, how often Thm 9's bound is positive.
     """
-    found = np.stack([angles_of(images, p.depths, length) for length in p.angle_lengths])  # [lengths, P, depths, 3]
+    found = np.stack(
+        [angles_of(images, p.angle_depths, length) for length in p.angle_lengths]
+    )  # [lengths, P, depths, 3]
     cosine, bound, refined = found.transpose(3, 2, 0, 1)
     slack = ROUNDING * float(jnp.finfo(images.dtype).eps)
 
@@ -139,7 +141,7 @@ def compare_angles(p: RatesParameters, images: Float[Array, "P 1 *D"]) -> dict[s
         return claim > cosine + slack
 
     return {
-        "depths": p.depths,
+        "depths": p.angle_depths,
         "lengths": p.angle_lengths,
         "cosine": cosine,
         "bound": bound,

@@ -115,13 +115,22 @@ def _distances(output: Float[Array, " *D_out"], limit: Float[Array, " *D_out"]) 
 
 def _chain(key: PRNGKeyArray, image: Float[Array, " M *D"], steps: tuple[Step, ...], width: int | Array) -> list[Array]:
     """Return the outputs of networks that end after the first, the second, ... convolution."""
-    convs = [Geometry.of(step) for step in steps]
-    factor, moments = patches(image, convs[0]), None
-    found = []
-    for place, (conv, after) in enumerate(zip(convs, [*convs[1:], None], strict=True)):
-        # A picture has few channels: the patches themselves are the smaller factor of their Gram matrix.
-        factor = factor if moments is None else root(gram_of(moments, (), conv))
-        mean, moments = _answers(jax.random.fold_in(key, place), factor, width, conv, after)
+    first, *others = [Geometry.of(step) for step in steps]
+    afters = [*others, None]
+    # A picture has few channels: the patches themselves are the smaller factor of their Gram matrix.
+    mean, moments = _answers(jax.random.fold_in(key, 0), patches(image, first), width, first, afters[0])
+    if len(others) > 1 and len(set(others)) == 1:
+        # Alike, they share a compiled body; it takes the moments of the last one too, which nobody needs.
+        def follow(moments: Array, place: Array) -> tuple[Array, Array]:
+            factor = root(gram_of(moments, (), others[0]))
+            mean, moments = _answers(jax.random.fold_in(key, place), factor, width, others[0], others[0])
+            return moments, mean
+
+        _, means = lax.scan(follow, moments, jnp.arange(1, len(steps), dtype=jnp.uint32))
+        return [mean, *means]
+    found = [mean]
+    for place, (conv, after) in enumerate(zip(others, afters[1:], strict=True), start=1):
+        mean, moments = _answers(jax.random.fold_in(key, place), root(gram_of(moments, (), conv)), width, conv, after)
         found.append(mean)
     return found
 

@@ -29,8 +29,8 @@ def rates_figure(report: Mapping[str, Any], dataset: xr.Dataset) -> Figure:
     figure.text(
         0.5, 0.925,
         f"{p['law'].capitalize()} filters; {len(found['pictures'])} pictures, {p['size']} x {p['size']} in the "
-        f"simulation, {p['angle_size']} x {p['angle_size']} on the right; {max(found['draws'])} to {min(found['draws'])} draws per "
-        f"width and picture; seed {report['seed']}",
+        f"simulation, {p['angle_size']} x {p['angle_size']} on the right; "
+        f"{max(found['draws'])} to {min(found['draws'])} draws per width and picture; seed {report['seed']}",
         ha="center", va="center", fontsize=9, color="0.3",
     )  # fmt: skip
     left, middle, right = figure.subplots(1, 3)
@@ -41,11 +41,12 @@ def rates_figure(report: Mapping[str, Any], dataset: xr.Dataset) -> Figure:
 
 
 def _fall(axes: Axes, found: Mapping[str, Any], dataset: xr.Dataset) -> None:
-    """Draw mean squares of one filter length over N, the fitted c/N (1 + b/N), and slopes in the legend."""
+    """Draw mean squares of one filter length over N, the fitted c/N (1 + b/N + d/N^2), and slopes in the legend."""
     widths = dataset["width"].to_numpy()
-    shown = dataset.where(~dataset["one_route"], drop=True)
-    length = int(shown["length"][0])
-    shown = shown.where(shown["length"] == length, drop=True)
+    # Of two kinds of network the one with overlapping windows, of several filter lengths the first.
+    one_route, lengths = dataset["one_route"].to_numpy(), dataset["length"].to_numpy()
+    length = int(lengths[np.argmin(one_route)])
+    shown = dataset.isel(network=np.flatnonzero((one_route == one_route.min()) & (lengths == length)))
     fine = np.geomspace(widths[0], widths[-1], 100)
     for colour, name in zip(_colours(shown.sizes["network"]), shown["network"].to_numpy(), strict=True):
         rate, cut = found["rates"][str(name)], shown.sel(network=name)
@@ -53,9 +54,8 @@ def _fall(axes: Axes, found: Mapping[str, Any], dataset: xr.Dataset) -> None:
             mean, error = cut[kind].to_numpy(), NORMAL_95 * cut[f"{kind}_error"].to_numpy()
             axes.errorbar(widths, mean, error, fmt=marker, color=colour, markersize=4, capsize=2, linewidth=1.0)
             fit = rate[kind]
-            used = fine >= fit["first"]
-            line = fit["prefactor"] / fine * (1 + fit["bend"] / fine)
-            axes.plot(fine[used], line[used], style, color=colour, linewidth=1.2)
+            bend = sum(term * fine**-power for power, term in enumerate(fit["bend"], start=1))
+            axes.plot(fine, fit["prefactor"] / fine * (1 + bend), style, color=colour, linewidth=1.2)
             half = (fit["high"] - fit["low"]) / 2
             text = f"{rate['depth']} conv: slope {fit['slope']:.3f} ± {half:.3f}"
             axes.plot([], [], style, marker=marker, color=colour, markersize=4, label=text)

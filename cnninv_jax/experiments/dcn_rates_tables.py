@@ -29,8 +29,9 @@ def _falls(p: RatesParameters, content: Mapping[str, Any], kind: str) -> Table:
         fit, theory = found[kind], found["first_order"][kind]
         cells = [
             f"{fit['slope']:.3f} ({fit['low']:.3f}-{fit['high']:.3f})",
+            f"{fit['probability']:.2f}",
             f"{fit['straight']:.3f} ({fit['straight_low']:.3f}-{fit['straight_high']:.3f})",
-            f"{fit['first']}" + ("" if fit["agrees"] else " (refused)"),
+            f"{fit['straight_probability']:.2g}",
             f"{fit['prefactor']:.3f}",
             f"{theory:.3f}",
             "{:.3f} ({:.3f}-{:.3f})".format(*(fit[f"prefactor{end}"] / theory for end in ("", "_low", "_high"))),
@@ -38,7 +39,7 @@ def _falls(p: RatesParameters, content: Mapping[str, Any], kind: str) -> Table:
         if kind == "deviation":
             cells += [f"{found['theorem_sum']:.3f}", _exact(found)]
         rows.append((name, *cells))
-    columns = ["network", "slope s", "straight", "from N", "prefactor", "theory", "prefactor / theory"]
+    columns = ["network", "slope s", "p", "straight", "p", "prefactor", "theory", "prefactor / theory"]
     notes = [
         f"{p.law.capitalize()} filters, {len(content['pictures'])} {'colour' if p.colour else 'grey'} pictures, "
         f"{max(content['draws'])} draws at N = {p.widths[0]} to {min(content['draws'])} at N = {p.widths[-1]}, each "
@@ -47,11 +48,10 @@ def _falls(p: RatesParameters, content: Mapping[str, Any], kind: str) -> Table:
     if kind == "deviation":
         columns += ["Thm 8's sum", "Thm 6: ratio"]
         notes += [
-            "slope: s of log y = log c - s log N + b/N, weighted by the known errors. straight: s without b/N.",
-            "from N: smallest width in both; smaller ones are dropped while chi-square refuses the form with b/N "
-            "(p < 0.05).",
-            "prefactor: c of y = c/N (1 + b/N). theory: c to first order in 1/N, this program's own derivation, exact "
-            "for one convolution; mean over the pictures.",
+            "slope: s of log y = log c - s log N + b/N + d/N^2, weighted by the known errors; straight: s without b "
+            "and d. p: of a chi-square at least as large; below 0.05 the form does not agree with the means.",
+            "prefactor: c of y = c/N (1 + b/N + d/N^2). theory: c to first order in 1/N, this program's own "
+            "derivation, exact for one convolution; mean over the pictures.",
             "Thm 8's sum: K_1, and K_2 for every convolution before the last. From squares to roots K_2 / 4 is left of "
             "K_2 at most.",
             "Thm 6: N E|f - f*|^2 / (K_1 |f*|^2), 1 at every N in its proof; weighted mean over all widths.",
