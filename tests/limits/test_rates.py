@@ -16,23 +16,23 @@ from cnninv_jax.limits.layers import plan
 
 X64 = jax.config.read("jax_enable_x64")
 K1, K2 = math.pi - 1, 5.0
-DRAWS = 300
+DRAWS = 200
 
 #: Windows after the first layer share no entry.
 ONE_ROUTE = {
-    "one convolution": ((Conv(3, padding="same"),), (1, 24), 8),
-    "stride": ((Conv(3, stride=3), Conv(2, stride=2)), (2, 24), 16),
-    "pool first": ((L2Pool(2), Conv(3), Conv(3, stride=3), L2Pool(2), Conv(1)), (1, 76), 64),
-    "upsampling": ((Conv(2, stride=2), Upsample(2), Conv(2, stride=2), Conv(2, 32, stride=2)), (3, 24), 128),
-    "two axes": ((Conv(3, padding="same"), L2Pool(2), Conv((2, 1), stride=(2, 1)), Conv(1)), (3, 8, 8), 32),
+    "one convolution": ((Conv(3, padding="same"),), (1, 24), 32),
+    "stride": ((Conv(3, stride=3), Conv(2, stride=2)), (2, 24), 256),
+    "pool first": ((L2Pool(2), Conv(3), Conv(3, stride=3), L2Pool(2), Conv(1)), (1, 76), 512),
+    "upsampling": ((Conv(2, stride=2), Upsample(2), L2Pool(2), Conv(2, 300, stride=2)), (3, 24), 256),
+    "two axes": ((Conv(3, padding="same"), L2Pool(2), Conv((2, 1), stride=(2, 1))), (3, 8, 8), 256),
 }
 OVERLAPS = {
-    "same padding": ((Conv(3, padding="same"), Conv(3, padding="same"), Conv(4, padding="same")), (1, 20), 32),
-    "pool and unpool": ((Conv(3), L2Pool(2, 1), Upsample(2), Conv((3, 2), padding="same")), (2, 7, 6), 16),
+    "same padding": ((Conv(3, padding="same"), L2Pool(2, 1), Conv(4, padding="same")), (1, 20), 256),
+    "pool and unpool": ((Conv(3), L2Pool(2, 1), Upsample(2), Conv((3, 2), padding="same")), (2, 7, 6), 256),
 }
 NETWORKS = ONE_ROUTE | OVERLAPS
 #: Drawing is compiling, mostly: some of the networks for every day, all of them where there is time.
-SLOW = ("stride", "pool first", "pool and unpool")
+SLOW = ("stride", "pool first", "two axes", "pool and unpool")
 each_drawn_network = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NETWORKS]
 )
@@ -93,7 +93,7 @@ def test_every_step_of_the_proof(name):
     assert np.all(found["Theta"] <= found["nu"] + found["mu"] + slack)
 
 
-@pytest.mark.parametrize("delta", [0.05, 0.5])
+@pytest.mark.parametrize("delta", [0.1, 0.8])
 @each_drawn_network
 def test_the_bounds_hold(name, delta):
     layers, shape, width = NETWORKS[name]
@@ -107,6 +107,8 @@ def test_the_bounds_hold(name, delta):
         rates.theorem_2(image, layers, delta, width=width, windows=windows),
         rates.theorem_8_refined(image, layers, delta, width=width, windows=windows),
     ]
+    # With so many channels the bounds say something: at probability 0.2, of sines they put below one.
+    assert max(bounds[0], bounds[2], bounds[3]) < 1 or delta < 0.8
     for bound in bounds:
         assert np.mean(sines > float(bound)) <= allowed
         # This test can fail: a bound a hundred times smaller is broken much more often than it may be.
@@ -136,7 +138,7 @@ def test_theorem_6_and_the_identity_of_its_proof():
     assert np.mean(found["Theta"] > 0.05 * float(rates.theorem_6(width, 0.9))) > 0.99
 
 
-@pytest.mark.parametrize("name", ["one convolution", "upsampling", "two axes"])
+@pytest.mark.parametrize("name", ["upsampling", pytest.param("two axes", marks=pytest.mark.slow)])
 def test_the_variance_of_squares(name):
     """E|g - E g|^2 = K_2 |E g|^2 / N with E g = k_2 z^2, of the first convolution (proof of Thm 8)."""
     layers, shape, width = NETWORKS[name]

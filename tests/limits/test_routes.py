@@ -185,8 +185,10 @@ def test_the_constant_times_the_norm_is_the_convergence_value(layers, shape):
     image = np.random.default_rng(4).standard_normal(shape)
     count = sum(isinstance(layer, Conv) for layer in layers)
     law = ["sphere", FilterLaw("gaussian", 0.6), Moments(0.4, 0.5, 1.5)][:count]
-    expected = convergence_value(image, layers, filters=law)
-    found = routes.constant(layers, shape, filters=law) * routes.weighted_norm(image, layers)
+    expected = jax.jit(lambda image: convergence_value(image, layers, filters=law))(image)
+    found = jax.jit(lambda image: routes.constant(layers, shape, filters=law) * routes.weighted_norm(image, layers))(
+        image
+    )
     np.testing.assert_allclose(found, expected, rtol=RTOL)
 
 
