@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
     from cnninv_jax._typing import Float
 
+LawName: TypeAlias = Literal["gaussian", "sphere", "uniform", "logistic", "laplace"]
 #: The isotropic ones first.
-LAWS = ("gaussian", "sphere", "uniform", "logistic", "laplace")
+LAWS: tuple[LawName, ...] = get_args(LawName)
 #: What the filters see: part of a picture, and all light in one pixel, which no kernel size averages.
 INPUTS = ("photograph", "one pixel")
 #: Draws per block, the unit of the journals.
@@ -47,6 +48,8 @@ ROUNDING = 1e-6
 class DcnLawsParameters:
     """Sizes; the laws and their scales are those of Random DCN, A.1.2, and the sphere."""
 
+    laws: tuple[LawName, ...] = LAWS
+    """Laws of the filters."""
     kernels: tuple[int, ...] = (1, 3, 5, 7, 11, 15)
     """Kernel sizes, the side of a filter."""
     picture: Path | None = None
@@ -69,20 +72,21 @@ def _compute(p: DcnLawsParameters, options: StudyOptions, folder: Path) -> Findi
     patches = tuple(inputs_of(grey, side) for side in p.kernels)
     whole = inputs_of(grey, draws.NETWORK_SIDE)
     content: dict[str, Any] = {
-        "picture": Path(picture).name, "laws": list(LAWS), "inputs": list(INPUTS), "kernels": list(p.kernels),
+        "picture": Path(picture).name, "laws": list(p.laws), "inputs": list(INPUTS), "kernels": list(p.kernels),
         "num_draws": p.num_draws, "num_filters": p.num_draws * p.filters, "width": p.width,
         "moments": {}, "answers": {}, "networks": {},
     }  # fmt: skip
     names = ("first", "second", "moments", *draws.networks())
-    for index, name in enumerate(LAWS):
+    for name in p.laws:
         law = draws.paper_law(name)
         draw = jax.tree_util.Partial(
             draws.one_draw, patches=tuple(map(jnp.asarray, patches)), inputs=jnp.asarray(whole), law=law,
             num_filters=p.filters, width=p.width,
         )  # fmt: skip
+        key = jax.random.fold_in(jax.random.key(options.seed), LAWS.index(name))
         result = run(
-            draw, jax.random.fold_in(jax.random.key(options.seed), index), p.num_draws, chunk_size=BLOCK, lanes=1,
-            keep=names, statistics={}, out=folder / "draws" / name, progress=not options.quiet, name=f"{name} filters",
+            draw, key, p.num_draws, chunk_size=BLOCK, lanes=1, keep=names, statistics={},
+            out=folder / "draws" / name, progress=not options.quiet, name=f"{name} filters",
         )  # fmt: skip
         held = {leaf: np.asarray(values, np.float64) for leaf, values in result.draws.items()}
         content["moments"][name] = compare_moments(law, held["moments"])
@@ -98,6 +102,8 @@ def _check(p: DcnLawsParameters) -> None:
         raise ValueError(f"expected --picture to be the file of a picture, found none at {p.picture}; check the path")
     for name in ("size", "filters", "width"):
         positive(getattr(p, name), f"--{name}", 1 << 24)
+    if not p.laws or len(set(p.laws)) < len(p.laws) or not set(p.laws) <= set(LAWS):
+        raise ValueError(f"expected --laws to be different ones of {', '.join(LAWS)}, got {' '.join(p.laws) or 'none'}")
     if not p.kernels or len(set(p.kernels)) < len(p.kernels):
         raise ValueError(f"expected --kernels to be different sizes, got {' '.join(map(str, p.kernels)) or 'none'}")
     for side in p.kernels:
@@ -153,7 +159,7 @@ def jackknife(values: np.ndarray, function: Callable[[np.ndarray], float]) -> tu
     return function(total / count), float(np.sqrt((count - 1) * np.mean((without - without.mean()) ** 2)))
 
 
-def _ratio(values: np.ndarray, expected: float, exact: float | None = None) -> dict[str, float | None]:
+def _ratio(values: np.ndarray, expected: float, exact: float | None = None) -> dict[str, float]:
     """Return the mean over what was expected, with a 95% interval and, where known, what it should be."""
     ratios = values / expected
     mean, variance = float(ratios.mean()), float(ratios.var(ddof=1))
@@ -214,7 +220,8 @@ def summary(content: Mapping[str, Any]) -> dict[str, float]:
         for entry in readings["gaussian"] + readings["square"]
         if entry["error"] > ROUNDING
     ]
-    return {"moments_z": max(z), "moments": len(z), "answers_z": max(off), "answers": len(off)}
+    largest = {"moments_z": max(z, default=0.0), "answers_z": max(off, default=0.0)}
+    return {**largest, "moments": len(z), "answers": len(off)}
 
 
 def _figure(report: Mapping[str, Any], dataset: Any) -> Figure:

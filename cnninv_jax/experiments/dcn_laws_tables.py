@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from cnninv_jax.experiments.studies import Table
+from cnninv_jax.limits.laws import ISOTROPIC
 
 #: How k_m and K_m are written.
 NUMBERS = {"k1": "k_1", "k2": "k_2", "k4": "k_4", "K1": "K_1", "K2": "K_2"}
@@ -49,6 +51,14 @@ def _answers(content: Mapping[str, Any], name: str, reading: str) -> Table:
     notes = [f"{content['num_filters']:,} filters and their negatives a cell; 95% intervals of the mean."]
     if name == "photograph":
         notes.append(f"The middle of {content['picture']}, in grey.")
+    if name == "photograph" and reading == "own":
+        ends = [f"{law} {_last_ratio(content, law):.4f}" for law in laws if law not in ISOTROPIC]
+        if ends:
+            notes.append(
+                f"For large kernels and many pixels alike they tend to {', '.join(ends)}: w y becomes Gaussian."
+            )
+    if name == "one pixel" and reading == "gaussian":
+        notes.append("One pixel alone meets one entry of w at any kernel size: no sum that could become Gaussian.")
     if reading == "gaussian":
         held = content["summary"]
         notes.append(
@@ -60,6 +70,12 @@ def _answers(content: Mapping[str, Any], name: str, reading: str) -> Table:
     return Table(title, ("kernel", *laws), tuple(rows), tuple(notes))
 
 
+def _last_ratio(content: Mapping[str, Any], law: str) -> float:
+    """Return k_1 of a Gaussian of the same variance over the law's own."""
+    own = content["moments"][law]
+    return math.sqrt(own["k2"]["closed"] / math.pi) / own["k1"]["closed"]
+
+
 def _networks(content: Mapping[str, Any]) -> Table:
     laws, any_law = content["laws"], content["networks"][content["laws"][0]]
     rows = [
@@ -68,13 +84,21 @@ def _networks(content: Mapping[str, Any]) -> Table:
         for name in inputs
         for reading in READINGS
     ]
+    off = max(_finite_width(numbers["K2"]["closed"], content["width"]) for numbers in content["moments"].values())
     notes = (
         f"Convolution 3 x 3 ({content['width']} filters), pooling 2 x 2, convolution 1 x 1; {content['num_draws']} "
         "draws; 95% intervals. own and gaussian: whose k_m stand in f*.",
-        "At finite width the mean lies below the limit by about K_2 / (8 width) of it, for one pixel "
-        f"{100 * max(m['K2']['closed'] for m in content['moments'].values()) / 8 / content['width']:.2f}% at most.",
+        "At finite width the mean is not quite the limit: E sqrt(z^2) < sqrt(E z^2) takes up to K_2 / (8 width) of it, "
+        "and a sum of so many terms is Gaussian but for (K_2 + 1) / (24 width) times the excess kurtosis of w: "
+        f"together up to {100 * off:.2g}%.",
     )
     return Table("two convolutions: mean output / f*", ("network, input: k_m of", *laws), tuple(rows), notes)
+
+
+def _finite_width(K2: float, width: int) -> float:
+    """Return a bound on the part by which two convolutions' mean output misses the limit, at first order in 1/width."""
+    excess_kurtosis = (K2 + 1) / 2 - 3
+    return K2 / (8 * width) + abs(excess_kurtosis) * (K2 + 1) / (24 * width)
 
 
 def cell(held: Mapping[str, float]) -> str:

@@ -58,7 +58,8 @@ def _caption(p: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     ]
     if "upsample" in found["layers"]:
         lines[1] += r"; upsampling inserts zeros, and the lattice it leaves is in $f^*$ too"
-    width = 105 if len(p["widths"]) > 2 else 60
+    # Some twelve letters of this size are an inch wide.
+    width = round(11 * SIDE * (2 + len(p["widths"])))
     return "\n".join(textwrap.fill(line, width) for line in lines)
 
 
