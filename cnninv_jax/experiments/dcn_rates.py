@@ -18,7 +18,7 @@ import numpy as np
 from cnninv_jax import data
 from cnninv_jax._typing import Array, Float
 from cnninv_jax.experiments.dcn_rates_bounds import compare_angles, compare_bounds
-from cnninv_jax.experiments.dcn_rates_fit import FEWEST, fit_rate, weighted_mean
+from cnninv_jax.experiments.dcn_rates_fit import FEWEST, fit_rate, relative_errors, weighted_mean
 from cnninv_jax.experiments.dcn_rates_prefactor import prefactors
 from cnninv_jax.experiments.dcn_rates_simulation import Simulated, draws_at, simulate
 from cnninv_jax.experiments.dcn_rates_tables import rates_tables
@@ -156,17 +156,17 @@ def _rates(p: RatesParameters, one: Simulated) -> dict[str, Any]:
     shape = one.images.shape[1:]
     moments = moments_of(p.law, plan(one.network.layers, shape), shape[0])
     theory = np.mean([prefactors(np.asarray(image), one.network.layers, moments) for image in one.images], axis=0)
+    errors = {name: relative_errors(p.widths, *getattr(one, name), one.draws) for name in ("deviation", "sine_squared")}
     found: dict[str, Any] = {
         **dataclasses.asdict(one.network),
         "theorem_sum": moments[-1].K1 + sum(k.K2 for k in moments[:-1]),
-        "deviation": dataclasses.asdict(fit_rate(p.widths, *one.deviation)),
-        "sine_squared": dataclasses.asdict(fit_rate(p.widths, *one.sine_squared)),
+        "deviation": dataclasses.asdict(fit_rate(p.widths, one.deviation[0], errors["deviation"])),
+        "sine_squared": dataclasses.asdict(fit_rate(p.widths, one.sine_squared[0], errors["sine_squared"])),
         "first_order": {"deviation": float(theory[0]), "sine_squared": float(theory[1])},
     }
     if one.network.depth == 1:
         # Exact at every N (Thm 6's proof): all widths say the same number.
-        scaled = np.array(p.widths) / moments[0].K1
-        mean, error = weighted_mean(one.deviation[0] * scaled, one.deviation[1] * scaled)
+        mean, error = weighted_mean(one.deviation[0] * np.array(p.widths) / moments[0].K1, errors["deviation"])
         found["theorem_6"] = {"ratio": mean, "standard_error": error}
     return found
 

@@ -18,7 +18,7 @@ from cnninv_jax.experiments.dcn_rates import DCN_RATES, RatesParameters, checked
 from cnninv_jax.experiments.dcn_rates_bounds import angles_of, bounds_of, compare_bounds
 from cnninv_jax.experiments.dcn_rates_draws import RatesDraw, layers_of
 from cnninv_jax.experiments.dcn_rates_figure import rates_figure
-from cnninv_jax.experiments.dcn_rates_fit import fit_rate, least_squares, weighted_mean
+from cnninv_jax.experiments.dcn_rates_fit import fit_rate, least_squares, relative_errors, weighted_mean
 from cnninv_jax.experiments.dcn_rates_prefactor import prefactors, window_places
 from cnninv_jax.experiments.dcn_rates_simulation import Kind, Simulated, draws_at
 from cnninv_jax.experiments.studies import StudyOptions, reproduce_study
@@ -44,8 +44,9 @@ def test_the_interval_of_the_slope_covers_the_truth(widths, slope, bend, second)
     """Power laws with and without corrections; from 64 on the last one is within errors of a bend with one term."""
     generator = np.random.default_rng(1)
     curve = 3.0 * widths**-slope * np.exp(bend / widths + second / widths**2.0)
-    repeats, errors = 600, 0.03 * curve
-    fits = [fit_rate(widths, y, errors) for y in curve + errors * generator.standard_normal((repeats, len(widths)))]
+    repeats, relative = 600, np.full(len(widths), 0.03)
+    means = curve * (1 + relative * generator.standard_normal((repeats, len(widths))))
+    fits = [fit_rate(widths, y, relative) for y in means]
     spread = 5 * math.sqrt(0.05 * 0.95 / repeats)
     assert abs(np.mean([fit.low <= slope <= fit.high for fit in fits]) - 0.95) < spread
     assert np.mean([fit.high - fit.low for fit in fits]) < 0.15
@@ -66,15 +67,43 @@ def test_the_interval_of_the_slope_covers_the_truth(widths, slope, bend, second)
 def test_the_fit_of_exact_curves():
     widths = 2.0 ** np.arange(4, 13)
     curve = 2.0 / widths * (1 + 3 / widths - 5 / widths**2)
-    exact = fit_rate(widths, curve, 0.01 * curve)
+    relative = np.full(9, 0.01)
+    exact = fit_rate(widths, curve, relative)
     assert exact.slope == pytest.approx(1.0, abs=0.002)
     assert exact.prefactor == pytest.approx(2.0)
     assert exact.bend == pytest.approx((3.0, -5.0))
     assert exact.probability > 0.99
     wild = curve * (1 + 0.5 * (-1.0) ** np.arange(9))
-    assert fit_rate(widths, wild, 0.01 * curve).probability < 1e-9
+    assert fit_rate(widths, wild, relative).probability < 1e-9
     with pytest.raises(ValueError, match="at least 4 widths"):
         fit_rate([1, 2, 4], [1, 2, 3], [1, 1, 1])
+
+
+def test_skewed_draws_bias_neither_prefactor_nor_ratio():
+    """Sums of five squares of normal numbers, and few of them: errors of single means would draw the fit down."""
+    generator = np.random.default_rng(2)
+    draws, repeats = np.array([100, 100, 60, 40, 25]), 400
+    ratios, naive, prefactors_found, slopes = [], [], [], []
+    for _ in range(repeats):
+        samples = [3.0 / n * generator.chisquare(5, count) / 5 for n, count in zip(WIDTHS, draws, strict=True)]
+        means = np.array([sample.mean() for sample in samples])
+        errors = np.array([sample.std(ddof=1) / math.sqrt(len(sample)) for sample in samples])
+        relative = relative_errors(WIDTHS, means, errors, draws)
+        ratios.append(weighted_mean(WIDTHS * means / 3.0, relative))
+        naive.append(weighted_mean(WIDTHS * means / 3.0, WIDTHS * errors / 3.0)[0])
+        fit = fit_rate(WIDTHS, means, relative)
+        prefactors_found.append((fit.prefactor, fit.prefactor_low, fit.prefactor_high))
+        slopes.append(fit.low <= 1.0 <= fit.high)
+    value, error = np.array(ratios).T
+    spread = value.std() / math.sqrt(repeats)
+    assert abs(value.mean() - 1) < 5 * spread
+    assert np.mean(naive) < 1 - 5 * spread
+    assert np.mean(error) == pytest.approx(value.std(), rel=0.2)
+    constant, low, high = np.array(prefactors_found).T
+    assert abs(constant.mean() - 3) < 5 * constant.std() / math.sqrt(repeats)
+    tolerance = 0.02 + 5 * math.sqrt(0.05 * 0.95 / repeats)
+    assert abs(np.mean((low <= 3) & (high >= 3)) - 0.95) < tolerance
+    assert abs(np.mean(slopes) - 0.95) < tolerance
 
 
 def test_least_squares_is_the_textbooks():
