@@ -39,6 +39,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+#: Why the convolution has no line for infinite width.
+_FIELD = (
+    "A random convolution at the end has no limit of infinite width: its output tends to a Gaussian field, whose "
+    "similarity stays random. So networks go on to differ, and the mean levels off."
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class ChannelsParameters(ReconstructionParameters):
     """Parameters of Figs. 7a, 7b and 8."""
@@ -86,7 +93,7 @@ def _compute(p: ChannelsParameters, options: StudyOptions, folder: Path) -> Find
             limit=limit if variant == "mean" else None, explained=variant == "mean", notes=notes,
         )
         for variant, figure, notes in (
-            ("conv", "7a", [note]),
+            ("conv", "7a", [note, _FIELD]),
             ("mean", "7b", _mean_notes(limit, gain, channels[-1])),
         )
     ]  # fmt: skip

@@ -61,7 +61,7 @@ def same_limits(panels: Sequence[Axes], places: Sequence[Place]) -> None:
     """Give panels one vertical range that begins at zero, with a legend at a place of its own in each."""
     top = max(axes.get_ylim()[1] for axes in panels)
     for axes, place in zip(panels, places, strict=True):
-        axes.set_ylim(0.0, min(1.0, 1.02 * top))
+        axes.set_ylim(0.0, min(1.0, 1.22 * top))  # headroom for the legend
         axes.legend(fontsize=8, frameon=False, loc=place)
 
 

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from cnninv_jax import data, dcn, images
 from cnninv_jax._typing import Array, PRNGKeyArray
 from cnninv_jax.experiments.dcn_statistics import combination, typical, with_half_width
-from cnninv_jax.experiments.rows import kept_rows
+from cnninv_jax.experiments.rows import KeptRows, kept_rows
 from cnninv_jax.experiments.studies import StudyOptions, progress_bar
 from cnninv_jax.limits.layers import Conv, Network
 from cnninv_jax.limits.values import convergence_value
@@ -216,8 +216,7 @@ class Reconstructions:
         What is found is kept in the folder, picture by picture, and not computed again. Networks come in turns, one of
         every setting, so that all settings are known alike at any time.
         """
-        count, num_pictures = self._p.num_networks, len(self._images)
-        steps = [(setting, index) for index in range(count) for setting in self.settings]
+        count = self._p.num_networks
         # A count that goes on does so with the same pictures and random numbers, or begins anew.
         spec = {
             "pictures": array_digest([self.pictures.images]), "names": list(self.pictures.names),
@@ -225,23 +224,19 @@ class Reconstructions:
             "precision": self._options.precision,
         }  # fmt: skip
         with kept_rows(folder / FOUND, spec) as rows:
-            missing = sum(num_pictures - len(rows.of(_row_name(*step))) for step in steps)
-            began, done = time.perf_counter(), 0
-            if missing:
-                with progress_bar(title, missing, quiet=self._options.quiet) as bar:
-                    for setting, index in steps:
-                        name = _row_name(setting, index)
-                        held = len(rows.of(name))
-                        if held == num_pictures:
-                            continue
-                        weights = self.weights(setting, index)
-                        for picture in range(held, num_pictures):
-                            outputs = self.outputs(setting, weights, picture)
-                            rows.add(name, _as_row(outputs))
-                            done += 1
-                            speed = done / max(time.perf_counter() - began, 1e-9)
-                            bar.advance(1, note=f"{speed:,.1f}/s  {self._now(rows.of, setting, index)}")
-            return {setting.name: self._gathered(rows.of, setting, count) for setting in self.settings}
+            missing = [
+                (setting, index, picture)
+                for index in range(count)
+                for setting in self.settings
+                for picture in range(len(rows.of(_row_name(setting, index))), len(self._images))
+            ]
+            # One of each setting ahead, which compiles its programs: afterwards the time left can be told.
+            first = {step[0].name: step for step in reversed(missing)}
+            ahead = [step for step in missing if first[step[0].name] is step]
+            later = [step for step in missing if first[step[0].name] is not step]
+            self._fill(rows, ahead, f"{title}: compiling")
+            self._fill(rows, later, title)
+            return {setting.name: self._gathered(rows, setting, count) for setting in self.settings}
 
     def reconstructed(self, found: Found, shown: int) -> dict[str, dict[str, Any]]:
         """Return typical reconstructions of the first pictures, by setting and variant.
@@ -281,9 +276,26 @@ class Reconstructions:
         found = [compare_output(image, _limit(image, tuple(layers))) for image in self._images]
         return np.array([float(output.similarity) for output in found]), np.stack([np.asarray(o.grey) for o in found])
 
-    def _now(self, rows: Any, setting: Setting, index: int) -> str:
+    def _fill(self, rows: KeptRows, steps: Sequence[tuple[Setting, int, int]], title: str) -> None:
+        """Compute the numbers of settings, networks and pictures."""
+        if not steps:
+            return
+        began, held, weights, known = time.perf_counter(), None, (), ""
+        with progress_bar(title, len(steps), quiet=self._options.quiet) as bar:
+            for done, (setting, index, picture) in enumerate(steps, 1):
+                name = _row_name(setting, index)
+                if name != held:
+                    weights = ()  # weights may be large: drop one network's before drawing the next
+                    held, weights = name, self.weights(setting, index)
+                rows.add(name, _as_row(self.outputs(setting, weights, picture)))
+                if picture + 1 == len(self._images) or not known:
+                    known = self._now(rows, setting, index)
+                speed = done / max(time.perf_counter() - began, 1e-9)
+                bar.advance(1, note=f"{speed:,.1f}/s  {known}")
+
+    def _now(self, rows: KeptRows, setting: Setting, index: int) -> str:
         """Return what is known of a setting by now."""
-        whole = [rows(_row_name(setting, i)) for i in range(index + 1)]
+        whole = [rows.of(_row_name(setting, i)) for i in range(index + 1)]
         means = [np.mean(row, axis=0)[:: len(NUMBERS)] for row in whole if len(row) == len(self._images)]
         if not means:
             return setting.label
@@ -293,8 +305,8 @@ class Reconstructions:
             told.append(f"{variant} {with_half_width({'mean': mean, 'low': low, 'high': high})}")
         return f"{setting.label}: {', '.join(told)}"
 
-    def _gathered(self, rows: Any, setting: Setting, count: int) -> dict[str, Similarities]:
-        table = np.array([rows(_row_name(setting, index)) for index in range(count)])
+    def _gathered(self, rows: KeptRows, setting: Setting, count: int) -> dict[str, Similarities]:
+        table = np.array([rows.of(_row_name(setting, index)) for index in range(count)])
         return {
             variant: Similarities(*np.moveaxis(table[:, :, len(NUMBERS) * at : len(NUMBERS) * (at + 1)], -1, 0))
             for at, variant in enumerate(setting.networks)
