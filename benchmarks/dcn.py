@@ -7,7 +7,8 @@ weights on both sides; outputs are held against each other first, and SSIM again
 Ours and the peer are a process each, under the same settings of the allocator: as it comes, and told to keep freed
 pages. They are measured in turns, and the ratio is taken turn by turn between the best form of each: ours
 ``jax.vmap``, ``jax.lax.map`` or one call after the other, torch's with channels first or last. On a machine that others
-use as well the processor's time says more than the clock: both are shown. Compilation is apart.
+use as well the processor's time says more than the clock: both are shown. With more than one core it counts threads of
+torch that wait in a loop, too; ``--cores 1`` has none of these. Compilation is apart.
 """
 
 from __future__ import annotations
@@ -194,7 +195,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     note("")
     return {
         "device": store.describe_device(), "versions": versions, "network": net.name, "channels": given.channels,
-        "size": given.size, "multiply_adds": net.multiply_adds(given.size, given.size), "rows": rows,
+        "size": given.size, "cores": given.cores, "multiply_adds": net.multiply_adds(given.size, given.size),
+        "rows": rows,
     }  # fmt: skip
 
 
@@ -239,6 +241,7 @@ def show(record: dict[str, Any]) -> None:
     from rich.table import Table
 
     name = f"{record['network']}, {record['channels'] or 'VGG-16'} channels, {record['size']} x {record['size']}"
+    name += f", {record['cores']} of its cores" if record["cores"] else ""
     table = Table(title=f"{record['device']['name']}; {name}; milliseconds a picture", caption_justify="left")
     columns = ("allocator", "batch", "what", "form", "clock", "processor", "ratio, clock", "ratio, processor", "MiB")
     for at, column in enumerate(columns):
@@ -272,6 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=5, help="of ours and the peer in turn")
     parser.add_argument("--seconds", type=float, default=1.0, help="of one measurement")
+    parser.add_argument("--cores", type=int, help="for each side (Linux; default: all)")
     parser.add_argument("--peer-python", help="an interpreter that has torch; without it, ours alone")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, no peer, nothing stored")
     parser.add_argument("--no-store", action="store_true", help="store nothing")
@@ -282,14 +286,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         serve()
         return
     given.channels = given.channels or None
+    if given.cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])  # workers inherit it
     if given.smoke:
         given.depth, given.channels, given.size, given.batches = 2, 4, 16, [1, 2]
         given.rounds, given.seconds, given.peer_python = 1, 0.01, None
     record = measure(given)
     show(record)
     if not (given.smoke or given.no_store):
-        name = "dcn.json" if given.depth == 1 else f"dcn_cd{given.depth}.json"
-        path = given.results / store.slug(record["device"]) / name
+        name = (
+            "dcn" + (f"_cd{given.depth}" if given.depth > 1 else "") + (f"_{given.cores}_cores" if given.cores else "")
+        )
+        path = given.results / store.slug(record["device"]) / f"{name}.json"
         store.write(record, path)
         print(f"Stored in {path}.")
 
