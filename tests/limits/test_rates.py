@@ -15,6 +15,7 @@ from cnninv_jax.limits.draws import random_maps
 from cnninv_jax.limits.layers import plan
 
 X64 = jax.config.read("jax_enable_x64")
+RTOL = 1e-6 if X64 else 3e-5
 K1, K2 = math.pi - 1, 5.0
 DRAWS = 200
 
@@ -77,7 +78,7 @@ def test_every_step_of_the_proof(name):
     image = picture(shape)
     factors = np.asarray(rates.local_variation(image, layers, windows="any"))
     assert len(factors) == len(layers)
-    assert np.all(factors >= 1 - 1e-6)
+    assert np.all(factors >= 1 - RTOL)
     found = drawn(name)
     slack = 1e-9 if X64 else 2e-5
     for i in range(len(layers) - 1):
@@ -111,10 +112,10 @@ def test_the_bounds_hold(name, delta):
     assert max(bounds[0], bounds[2], bounds[3]) < 1 or delta < 0.8
     for bound in bounds:
         assert np.mean(sines > float(bound)) <= allowed
-        # This test can fail: a bound a hundred times smaller is broken much more often than it may be.
-        assert np.mean(sines > 0.01 * float(bound)) > allowed
+        # This test can fail: a bound two hundred times smaller is broken much more often than it may be.
+        assert np.mean(sines > 0.005 * float(bound)) > allowed
     assert bounds[3] <= bounds[0] <= bounds[1]
-    assert bounds[2] <= bounds[0] * (1 + 1e-6)
+    assert bounds[2] <= bounds[0] * (1 + RTOL)
 
 
 def test_theorem_6_and_the_identity_of_its_proof():
@@ -129,8 +130,8 @@ def test_theorem_6_and_the_identity_of_its_proof():
     assert abs(along.mean() - 1) < 5 * along.std() / math.sqrt(DRAWS)
     for delta in (0.02, 0.2, 0.9):
         bound = rates.theorem_6(width, delta)
-        np.testing.assert_allclose(bound, math.sqrt(K1 / (width * delta)), rtol=1e-6)
-        np.testing.assert_allclose(rates.theorem_8(image, layers, delta, width=width), bound, rtol=1e-6)
+        np.testing.assert_allclose(bound, math.sqrt(K1 / (width * delta)), rtol=RTOL)
+        np.testing.assert_allclose(rates.theorem_8(image, layers, delta, width=width), bound, rtol=RTOL)
         allowed = delta + 5 * math.sqrt(delta * (1 - delta) / DRAWS)
         assert np.mean(found["Theta"] > float(bound)) <= allowed
         # Markov's inequality itself, for the distance that bounds the sine.
@@ -190,23 +191,23 @@ def test_lambda_is_that_of_lemma_7():
         if any(isinstance(layer, Upsample) for layer in layers):
             # phi of an upsampling layer is the identity; the zeros it inserts are left out of what follows.
             found = rates.local_variation(picture(shape), layers)
-            assert found[0] == pytest.approx(1, abs=1e-6)
-            assert found[1] == pytest.approx(1, abs=1e-6)
-            assert found[2] == pytest.approx(by_hand(picture(shape), layers[:1])[0], rel=1e-6)
+            assert found[0] == pytest.approx(1, abs=RTOL)
+            assert found[1] == pytest.approx(1, abs=RTOL)
+            assert found[2] == pytest.approx(by_hand(picture(shape), layers[:1])[0], rel=RTOL)
             continue
         np.testing.assert_allclose(
-            rates.local_variation(picture(shape), layers), by_hand(picture(shape), layers), rtol=1e-6
+            rates.local_variation(picture(shape), layers), by_hand(picture(shape), layers), rtol=RTOL
         )
 
 
 def test_lambda_of_flat_pictures_is_one():
     layers, shape, _ = ONE_ROUTE["stride"]
-    np.testing.assert_allclose(rates.local_variation(np.ones(shape), layers), 1, rtol=1e-6)
+    np.testing.assert_allclose(rates.local_variation(np.ones(shape), layers), 1, rtol=RTOL)
     one_hot = np.zeros((1, 12))
     one_hot[0, 4] = 2.0
     # One pixel in a window of three, then one entry of two.
     layers = (Conv(1), Conv(3, stride=3), Conv(2, stride=2))
-    np.testing.assert_allclose(rates.local_variation(one_hot, layers), np.sqrt([3, 2, 2]), rtol=1e-6)
+    np.testing.assert_allclose(rates.local_variation(one_hot, layers), np.sqrt([3, 2, 2]), rtol=RTOL)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -227,11 +228,11 @@ def test_lambda_with_the_norm_of_a_dense_matrix(name, monkeypatch):
     nonzero = np.count_nonzero(maps[-1])
     expected.append(math.sqrt(nonzero) * np.linalg.norm(maps[-1]) / maps[-1].sum())
     found = rates.local_variation(image, layers, windows="any")
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=RTOL)
     if name in ONE_ROUTE:
-        np.testing.assert_allclose(rates.local_variation(image, layers), found, rtol=1e-6)
+        np.testing.assert_allclose(rates.local_variation(image, layers), found, rtol=RTOL)
     monkeypatch.setattr(rates, "SINGULAR_LIMIT", 0)
-    assert np.all(rates.local_variation(image, layers, windows="any") >= np.asarray(found) * (1 - 1e-6))
+    assert np.all(rates.local_variation(image, layers, windows="any") >= np.asarray(found) * (1 - RTOL))
 
 
 def test_theorem_8_by_hand():
@@ -243,12 +244,12 @@ def test_theorem_8_by_hand():
     middle, last = 1.5 / 0.25 - 1, math.pi - 1
     variance = math.sqrt((5 / 40 + middle / width + last / 100) / delta)
     expected = variance + math.sqrt(2 * variance * product)
-    np.testing.assert_allclose(rates.theorem_8(image, layers, delta, width=width, filters=law), expected, rtol=1e-6)
+    np.testing.assert_allclose(rates.theorem_8(image, layers, delta, width=width, filters=law), expected, rtol=RTOL)
     # As printed: L - 2 = 4 layers but the last, the second pool with the K_2 and N of the convolution before it.
     variance = math.sqrt((5 / 40 + 5 / 40 + middle / width + last / 100) / delta)
     expected = variance + math.sqrt(4 * variance * product)
     printed = rates.theorem_8(image, layers, delta, width=width, filters=law, count="layers")
-    np.testing.assert_allclose(printed, expected, rtol=1e-6)
+    np.testing.assert_allclose(printed, expected, rtol=RTOL)
 
 
 def test_theorem_2_is_not_what_the_proof_gives():
@@ -289,7 +290,7 @@ def test_the_rate_in_the_width():
     assert np.all(plain[:-1] / plain[1:] < 3.5)
     deltas = np.array([[0.5], [0.1]])
     assert rates.theorem_8(image, layers, deltas, width=widths).shape == (2, 3)
-    np.testing.assert_allclose(rates.theorem_8(image, layers, deltas, width=widths)[1], plain, rtol=1e-6)
+    np.testing.assert_allclose(rates.theorem_8(image, layers, deltas, width=widths)[1], plain, rtol=RTOL)
 
 
 def test_scale_does_not_matter_and_does_not_overflow():
@@ -306,7 +307,7 @@ def test_transformations():
     layers, shape, width = ONE_ROUTE["two axes"]
     one = jax.jit(lambda image: rates.theorem_8_refined(image, layers, 0.1, width=width))
     batch = jnp.asarray(np.stack([picture(shape), picture(shape) ** 3]))
-    np.testing.assert_allclose(jax.jit(jax.vmap(one))(batch), [one(image) for image in batch], rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.vmap(one))(batch), [one(image) for image in batch], rtol=RTOL)
     gradient = jax.grad(one)(batch[0])
     assert jnp.all(jnp.isfinite(gradient))
     assert jnp.any(gradient != 0)
@@ -314,7 +315,7 @@ def test_transformations():
 
 def test_theorem_6_outside_of_its_domain():
     assert rates.theorem_6(np.array([4, 16]), np.array([[0.1], [0.2]], np.float32)).shape == (2, 2)
-    np.testing.assert_allclose(rates.theorem_6(10, 1), math.sqrt(K1 / 10), rtol=1e-6)
+    np.testing.assert_allclose(rates.theorem_6(10, 1), math.sqrt(K1 / 10), rtol=RTOL)
     np.testing.assert_allclose(
         rates.theorem_6(10, 0.5, FilterLaw("sphere").moments(2).K1), math.sqrt(0.2 * 1.4674), rtol=1e-3
     )
@@ -360,7 +361,7 @@ def test_inserted_zeros_may_be_shared():
     layers = (Conv(3), Upsample(5), Conv(4, stride=3), Conv(1))
     factors = rates.local_variation(picture((1, 4)), layers)
     # Every window of four meets one value at most: no angle grows there.
-    np.testing.assert_allclose(factors[:3], 1, rtol=1e-6)
+    np.testing.assert_allclose(factors[:3], 1, rtol=RTOL)
     with pytest.raises(ValueError, match="layer 3, Conv with window 2 at stride 1"):
         rates.local_variation(picture((1, 4)), (Conv(3), Conv(1), Conv(2, padding="same"), Conv(1)))
 
