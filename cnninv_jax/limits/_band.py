@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -183,6 +183,58 @@ def _targets(lag: int, coarse: Sequence[int], window: int, stride: int) -> list[
     return found
 
 
+#: Zeros around a map, before and after it per axis; negative where entries are left out.
+Frame: TypeAlias = tuple[tuple[int, int], ...]
+
+
+def frames_of(stage: Stage) -> tuple[Frame, ...]:
+    """Return the zeros around the maps in front of every step and of the pool.
+
+    All of them are put around the stage's input before its loop begins. A convolution then has no margins, and what it
+    computes outside of its outputs is zero because z is zero there: inside of the loop nothing has to be padded, which
+    would keep XLA from vectorising.
+    """
+    frames: list[Frame] = [((0, 0),) * len(stage.lags[0])]
+    for step in reversed(stage.steps):
+        frame = []
+        for (low, high), size, by, (before, _), inputs, outputs in zip(
+            frames[0], step.window, step.stride, step.margins, step.inputs, step.outputs, strict=True
+        ):
+            if isinstance(step.layer, Upsample):
+                frame.append((-(-low // by), -(-high // by)))
+            else:
+                seen = (low + outputs + high - 1) * by + size
+                frame.append((low * by + before, seen - (low * by + before) - inputs))
+        frames.insert(0, tuple(frame))
+    return tuple(frames)
+
+
+def _cropped(step: Step, inside: Frame, outside: Frame) -> Frame:
+    """Return what is to be put around (taken away from) the output of zero insertion, to have the frame behind it."""
+    return tuple(
+        (wanted[0] - by * held[0], wanted[1] - by * held[1])
+        for held, wanted, by in zip(inside, outside, step.stride, strict=True)
+    )
+
+
+def _framed(maps: Array, frame: Frame) -> Array:
+    """Put zeros around the spatial axes, or take entries away."""
+    if not any(low or high for low, high in frame):
+        return maps
+    config = [(0, 0, 0)] * (maps.ndim - len(frame)) + [(low, high, 0) for low, high in frame]
+    return lax.pad(maps, jnp.zeros((), maps.dtype), config)
+
+
+def _channel_sum(first: Array, second: Array) -> Array:
+    """Return the sum of first * second over the channels; of few channels by additions, which XLA fuses."""
+    if first.shape[0] > 16:
+        return jnp.sum(first * second, 0)
+    total = first[0] * second[0]
+    for channel in range(1, first.shape[0]):
+        total = total + first[channel] * second[channel]
+    return total
+
+
 def propagate(
     stage: Stage, source: Float[Array, " lags_or_M *D"], maps: Sequence[Float[Array, " *n"]], *, picture: bool
 ) -> Float[Array, " lags *n"]:
@@ -198,32 +250,46 @@ def propagate(
         The band behind the pool.
     """
     assert stage.pool is not None
-    walk, pool = walk_of(stage), stage.pool
+    walk, pool, frames = walk_of(stage), stage.pool, frames_of(stage)
     rank, dtype = len(pool.inputs), source.dtype
+    source = _framed(source, frames[0])
     moving = _Padded(source, walk.before[:, 0]) if picture else None
     norms: dict[int, tuple[Array, Array, _Padded, _Padded]] = {}
     for at, (step, variance) in enumerate(zip(stage.steps, maps, strict=True)):
         if isinstance(step.layer, Conv):
-            norm = _kernel.root(variance)
+            norm = _framed(_kernel.root(variance), frames[at + 1])
             inverse = _kernel.inverse(norm)
             lags = walk.before[:, at + 1]
             norms[at] = (norm, inverse, _Padded(norm, lags), _Padded(inverse, lags))
 
     def pooled(row: dict[str, Array]) -> list[Array]:
         """Return what one fine lag gives to its targets."""
+
+        def apart(function: Callable[..., Array], *arguments: Array) -> Array:
+            # Every entry of a map is read by whole windows behind. Left alone, XLA fuses maps into their readers and
+            # computes them anew for each entry of a window; it does not look into a branch (barriers it forgets).
+            shape = jax.eval_shape(function, *arguments)
+            return lax.cond(row["entry"] >= 0, function, lambda *_: jnp.zeros(shape.shape, shape.dtype), *arguments)
+
         before, weights = row["before"], [row[f"weights {axis}"] for axis in range(rank)]
         if moving is None:
             band = lax.dynamic_index_in_dim(source, row["entry"], keepdims=False)
         else:
-            band = jnp.sum(source * moving.at(before[0]), 0)
+            band = apart(lambda start: _channel_sum(source, moving.at(start)), before[0])
         for at, step in enumerate(stage.steps):
-            band = _insert_or_mean(band, step)
             if isinstance(step.layer, Upsample):
+                band = _framed(_kernel.insert_zeros(band, step.stride), _cropped(step, frames[at], frames[at + 1]))
                 band = jnp.where(row["alive"][at], band, 0)
-            elif isinstance(step.layer, Conv):
+                continue
+
+            def through(band: Array, lag: Array, at: int = at, step: Step = step) -> Array:
+                band = _kernel.window_means(band, step.window, step.stride, ((0, 0),) * rank)
+                if not isinstance(step.layer, Conv):
+                    return band
                 norm, inverse, moved, moved_inverse = norms[at]
-                lag = before[at + 1]
-                band = _kernel.relu_covariance(band, norm, moved.at(lag), inverse, moved_inverse.at(lag))
+                return _kernel.relu_covariance(band, norm, moved.at(lag), inverse, moved_inverse.at(lag))
+
+            band = apart(through, band, before[at + 1])
         parts = [band]
         for axis, (size, by, outputs) in enumerate(zip(pool.window, pool.stride, pool.outputs, strict=True)):
             reach = (outputs - 1) * by + 1
