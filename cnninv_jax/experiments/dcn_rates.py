@@ -156,7 +156,10 @@ def _rates(p: RatesParameters, one: Simulated) -> dict[str, Any]:
     shape = one.images.shape[1:]
     moments = moments_of(p.law, plan(one.network.layers, shape), shape[0])
     theory = np.mean([prefactors(np.asarray(image), one.network.layers, moments) for image in one.images], axis=0)
-    errors = {name: relative_errors(p.widths, *getattr(one, name), one.draws) for name in ("deviation", "sine_squared")}
+    errors = {
+        name: relative_errors(p.widths, mean, error, one.draws)
+        for name, (mean, error) in (("deviation", one.deviation), ("sine_squared", one.sine_squared))
+    }
     found: dict[str, Any] = {
         **dataclasses.asdict(one.network),
         "theorem_sum": moments[-1].K1 + sum(k.K2 for k in moments[:-1]),
