@@ -9,7 +9,9 @@ of products of two entries, C[i, j] = sum_c X[c, i] X[c, j]; the maps themselves
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -108,6 +110,7 @@ def _products(after: tuple[Geometry, ...], conv: Geometry) -> tuple[int, int]:
     return math.prod(conv.length) * math.prod(conv.shifts) ** 2, math.prod(inputs) ** 2
 
 
+@jax.custom_jvp
 def root(gram: Float[Array, "n n"]) -> Float[Array, "n n"]:
     """Return R with R^T R = G, for a positive semidefinite G of any rank: a Cholesky factorisation with pivots.
 
@@ -121,7 +124,11 @@ def root(gram: Float[Array, "n n"]) -> Float[Array, "n n"]:
         gram: symmetric, [n, n]. Positions of zero variance (dead patches) get zero columns.
 
     Returns:
-        R, [n, n]; its rows are in the order of the pivots, so that it is triangular up to a permutation.
+        R, [n, n]; its rows are in the order of the pivots, so that it is triangular up to a permutation. R jumps where
+        that order changes, so that there is no derivative.
+
+    Raises:
+        ValueError: when differentiated.
 
     Cost: n^3 multiply-adds and n small steps; no LAPACK, whose batched calls may hang under `shard_map`.
     """
@@ -162,6 +169,14 @@ def root(gram: Float[Array, "n n"]) -> Float[Array, "n n"]:
     norms = jnp.sum(jnp.square(factor), axis=0)
     scale = jnp.where(alive, deviations * lax.rsqrt(jnp.where(alive, norms, 1)), 0)
     return factor * scale[None, :]
+
+
+@root.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    raise ValueError(
+        "expected no derivative through sampling='gram', whose draws jump where the order of pivots changes, got one; "
+        "take sampling='plain'"
+    )
 
 
 __all__ = ["gram_of", "moments_size", "moments_work", "root", "second_moments"]
