@@ -280,7 +280,8 @@ class Reconstructions:
         """Compute the numbers of settings, networks and pictures."""
         if not steps:
             return
-        began, held, weights, known = time.perf_counter(), None, (), ""
+        began = told = time.perf_counter()
+        held, weights, known = None, (), ""
         with progress_bar(title, len(steps), quiet=self._options.quiet) as bar:
             for done, (setting, index, picture) in enumerate(steps, 1):
                 name = _row_name(setting, index)
@@ -288,10 +289,10 @@ class Reconstructions:
                     weights = ()  # weights may be large: drop one network's before drawing the next
                     held, weights = name, self.weights(setting, index)
                 rows.add(name, _as_row(self.outputs(setting, weights, picture)))
-                if picture + 1 == len(self._images) or not known:
-                    known = self._now(rows, setting, index)
-                speed = done / max(time.perf_counter() - began, 1e-9)
-                bar.advance(1, note=f"{speed:,.1f}/s  {known}")
+                now = time.perf_counter()
+                if not known or now - told > 1.0:
+                    known, told = self._now(rows, setting, index), now
+                bar.advance(1, note=f"{done / max(now - began, 1e-9):,.1f}/s  {known}")
 
     def _now(self, rows: KeptRows, setting: Setting, index: int) -> str:
         """Return what is known of a setting by now."""
