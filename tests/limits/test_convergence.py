@@ -88,7 +88,7 @@ def test_finite_networks_converge_at_4096_channels(layers, shape):
 @slow
 def test_filters_that_are_drawn_one_by_one_converge_at_4096_channels():
     layers, shape = ARCHITECTURES["l2 pool"]
-    check(projections(layers, shape, 4096, 16, "plain"), 4096)
+    check(projections(layers, shape, 4096, 8, "plain"), 4096)
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "average pool"])
