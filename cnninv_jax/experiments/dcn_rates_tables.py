@@ -48,7 +48,7 @@ def _falls(p: RatesParameters, content: Mapping[str, Any], kind: str) -> Table:
     if kind == "deviation":
         columns += ["Thm 8's sum", "Thm 6: ratio"]
         notes += [
-            "slope: s of log y = log c - s log N + b/N + d/N^2, weighted by the known errors; straight: s without b "
+            "slope: s of log y = log c - s log N + b/N + d/N^2, weighted by smoothed errors; straight: s without b "
             "and d. p: of a chi-square at least as large; below 0.05 the form does not agree with the means.",
             "prefactor: c of y = c/N (1 + b/N + d/N^2). theory: c to first order in 1/N, this program's own "
             "derivation, exact for one convolution; mean over the pictures.",
