@@ -25,7 +25,7 @@ def main() -> None:
     seconds, pools = float(sys.argv[2]), int(sys.argv[3])
     layers = []
     for _ in range(pools):
-        layers += [stax.Conv(1, (3, 3), padding="SAME", W_std=3.0), stax.Relu(), stax.AvgPool((2, 2))]
+        layers += [stax.Conv(1, (3, 3), padding="SAME", W_std=3.0), stax.Relu(), stax.AvgPool((2, 2), (2, 2))]
     layers += [stax.Conv(1, (3, 3), padding="SAME", W_std=3.0), stax.Relu()]
     _, _, kernel = stax.serial(*layers)
 

@@ -275,7 +275,7 @@ def propagate(
         if moving is None:
             band = lax.dynamic_index_in_dim(source, row["entry"], keepdims=False)
         else:
-            band = apart(lambda start: _channel_sum(source, moving.at(start)), before[0])
+            band = apart(lambda start, moving=moving: _channel_sum(source, moving.at(start)), before[0])
         for at, step in enumerate(stage.steps):
             if isinstance(step.layer, Upsample):
                 band = _framed(_kernel.insert_zeros(band, step.stride), _cropped(step, frames[at], frames[at + 1]))
