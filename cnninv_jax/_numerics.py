@@ -48,6 +48,15 @@ def float_dtype(dtype: jax.typing.DTypeLike | None) -> jnp.dtype:
     return chosen
 
 
+def as_floats(*values: ArrayLike) -> tuple[Array, ...]:
+    """Return the values as floats of one shape and of their common dtype, Python's numbers being weak."""
+    with jax.numpy_dtype_promotion("standard"):
+        kind = jnp.result_type(*values)
+    if not jnp.issubdtype(kind, jnp.floating):
+        kind = float_dtype(None)
+    return tuple(jnp.broadcast_arrays(*(jnp.asarray(value).astype(kind) for value in values)))
+
+
 def wider(first: jax.typing.DTypeLike, second: jax.typing.DTypeLike) -> jnp.dtype:
     """Return the dtype that holds both, also under strict promotion: this widening is asked for."""
     with jax.numpy_dtype_promotion("standard"):

@@ -314,9 +314,13 @@ def _say(message: str, status: int) -> int:
 
 @contextlib.contextmanager
 def _polite_termination() -> Iterator[None]:
-    """Let a scheduler's SIGTERM flush the journal as Ctrl-C does."""
+    """Let a scheduler's SIGTERM flush the journal as Ctrl-C does, also where SIGINT is ignored (a job begun with &)."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
     try:
-        previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        previous = signal.signal(signal.SIGTERM, stop)
     except ValueError:  # not the main thread
         yield
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 from cnninv_jax._numerics import per_axis
@@ -14,6 +14,8 @@ VGG16_WIDTHS = (64, 128, 256, 512, 512)
 
 #: How a picture comes out: by a convolution to its channels, or by the mean over channels (Random DCN, Sec. 4.2).
 Last: TypeAlias = Literal["conv", "mean"]
+#: How maps are doubled: a value first in a block of zeros (Dosovitskiy and Brox 2016), or in all places of its block.
+Upsampling: TypeAlias = Literal["zeros", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,10 @@ class ConvDeconv:
     Attributes:
         name: CD3, or Conv1_1-DeConv1_1.
         encoder: blocks of convolutions, 2 x 2 max-pooling between them, none after the last.
-        decoder: blocks of convolutions, zero insertion by 2 between them.
+        decoder: blocks of convolutions, upsampling by 2 between them.
         last: ``"conv"``, or ``"mean"``: the channels are averaged in place of the last convolution.
         channels: of the picture.
+        upsampling: ``"zeros"``, or ``"nearest"``: a value fills its block of 2 x 2.
     """
 
     name: str
@@ -59,6 +62,7 @@ class ConvDeconv:
     decoder: tuple[tuple[Convolution, ...], ...]
     last: Last
     channels: int
+    upsampling: Upsampling = "zeros"
 
     @property
     def convolutions(self) -> tuple[Convolution, ...]:
@@ -90,6 +94,7 @@ def architecture(
     last: str = "conv",
     final_relu: bool = False,
     picture_channels: int = 3,
+    upsampling: str = "zeros",
 ) -> ConvDeconv:
     """Describe CDk, the network Conv[k]-DeConv[k] of VGG-16 (Random DCN, Sec. 3.1).
 
@@ -109,6 +114,9 @@ def architecture(
             (Sec. 4.2), so that one grey map comes out.
         final_relu: put a ReLU after the last convolution too.
         picture_channels: 3, or 1 for grey pictures.
+        upsampling: ``"zeros"``, a value first in a block of zeros, as the paper describes it (A.1.1); a random filter
+            then answers differently to the four places in a block, which shows as a chequered pattern. ``"nearest"``
+            repeats the value instead.
 
     Raises:
         ValueError: an unknown choice, or numbers of channels that do not fit the encoder.
@@ -122,7 +130,10 @@ def architecture(
     else:
         widths = _widths(channels, count)
     names = [[f"{block}_{number}" for number in range(1, size + 1)] for block, size in enumerate(blocks, 1)]
-    return _mirrored(f"CD{depth}", names, widths, length, last, final_relu, picture_channels)
+    if upsampling not in get_args(Upsampling):
+        raise ValueError(f"expected upsampling to be 'zeros' or 'nearest', got {upsampling!r}")
+    network = _mirrored(f"CD{depth}", names, widths, length, last, final_relu, picture_channels)
+    return replace(network, upsampling="nearest" if upsampling == "nearest" else "zeros")
 
 
 def conv1_1(
@@ -184,6 +195,7 @@ __all__ = [
     "ConvDeconv",
     "Convolution",
     "Last",
+    "Upsampling",
     "architecture",
     "conv1_1",
 ]

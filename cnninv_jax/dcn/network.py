@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from cnninv_jax import filters
 from cnninv_jax._numerics import as_float, convolve, float_dtype, matmul, wider
 from cnninv_jax._typing import Array, FilterBank, Float, PRNGKeyArray
-from cnninv_jax.dcn.architecture import ConvDeconv, Convolution
+from cnninv_jax.dcn.architecture import ConvDeconv, Convolution, Upsampling
 
 Weights = tuple[FilterBank, ...]
 
@@ -69,7 +69,7 @@ def random_weights(
                 layer.outputs,
                 layer.inputs,
                 layer.length,
-                scale=filters.unit_scale(law, size) * math.sqrt(size) * spread,
+                scale=filters.scale_of(law, spread, size),
                 dtype=kind,
             )
         )
@@ -89,7 +89,8 @@ def reconstruct(weights: Sequence[ArrayLike], net: ConvDeconv, picture: ArrayLik
     """Send a picture through encoder and decoder (Random DCN, Sec. 3.1).
 
     Poolings of 2 x 2 keep windows that stick out at the lower right (ceil mode), the decoder doubles maps by zero
-    insertion, value first (Dosovitskiy and Brox 2016), and the surplus is cropped at the end: any picture size works.
+    insertion, value first (Dosovitskiy and Brox 2016), or by repetition, and the surplus is cropped at the end: any
+    picture size works.
     Filters of even length look one sample further to the lower right in the encoder and to the upper left in the
     decoder, so that the picture stays where it is.
 
@@ -113,7 +114,7 @@ def reconstruct(weights: Sequence[ArrayLike], net: ConvDeconv, picture: ArrayLik
     used = sum(len(block) for block in net.encoder)
     for place, block in enumerate(net.decoder):
         if place:
-            maps = _upsample(maps)
+            maps = _upsample(maps, net.upsampling)
         for layer in block:
             maps = _convolve(maps, banks[used], layer, mirrored=True)
             used += 1
@@ -174,8 +175,10 @@ def _pool(maps: Array) -> Array:
     return lax.reduce_window(maps, -math.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), surplus)
 
 
-def _upsample(maps: Array) -> Array:
-    """Put every value first in a block of 2 x 2 zeros."""
+def _upsample(maps: Array, upsampling: Upsampling) -> Array:
+    """Put every value first in a block of 2 x 2 zeros, or in all places of its block."""
+    if upsampling == "nearest":
+        return jnp.repeat(jnp.repeat(maps, 2, axis=1), 2, axis=2)
     return lax.pad(maps, jnp.zeros((), maps.dtype), ((0, 0, 0), (0, 1, 1), (0, 1, 1), (0, 0, 0)))
 
 

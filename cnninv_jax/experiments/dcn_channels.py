@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cnninv_jax import dcn
 from cnninv_jax.experiments.dcn_reconstruction import (
@@ -58,6 +58,8 @@ class ChannelsParameters(ReconstructionParameters):
     """k of CDk (paper: 1 in the figures; 2 in a remark). From 2 on, max-pooling leaves no limit to compare with."""
     length: int = 3
     """Filter length."""
+    upsampling: Literal["zeros", "nearest"] = "zeros"
+    """How the decoder doubles maps: a value first in a block of zeros (as the text has it), or repeated."""
 
 
 def _compute(p: ChannelsParameters, options: StudyOptions, folder: Path) -> Findings:
@@ -69,7 +71,10 @@ def _compute(p: ChannelsParameters, options: StudyOptions, folder: Path) -> Find
         Setting(
             f"{count} channels",
             str(count),
-            {v: dcn.architecture(p.depth, channels=count, length=p.length, last=v) for v in VARIANTS},
+            {
+                v: dcn.architecture(p.depth, channels=count, length=p.length, last=v, upsampling=p.upsampling)
+                for v in VARIANTS
+            },
             count,
         )
         for count in channels

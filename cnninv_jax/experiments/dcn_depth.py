@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cnninv_jax import dcn
 from cnninv_jax.experiments.dcn_reconstruction import (
-    Found,
     ReconstructionParameters,
     Reconstructions,
     Setting,
@@ -28,6 +27,8 @@ from cnninv_jax.montecarlo.arguments import positive
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+#: How maps are doubled, in words.
+UPSAMPLINGS = {"zeros": "upsampling by zero insertion", "nearest": "upsampling by repetition"}
 #: "About a half": a ratio CD2 / CD1 between these.
 HALF = (0.4, 0.6)
 
@@ -36,8 +37,10 @@ HALF = (0.4, 0.6)
 class DepthParameters(ReconstructionParameters):
     """Parameters of Fig. 5."""
 
-    num_networks: int = 12
+    num_networks: int = 8
     """Random networks for each depth (paper: one, in a figure)."""
+    show: int = 2
+    """Pictures whose reconstructions are kept and drawn."""
     depths: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Values of k of CDk. CD5 at 224 x 224 takes 3.1e10 multiply-adds a picture and 0.4 GB."""
     same_channels: int | None = None
@@ -46,6 +49,9 @@ class DepthParameters(ReconstructionParameters):
     """Filter length."""
     last: Literal["conv", "mean"] = "conv"
     """What ends a network: a random convolution (the paper's), or the mean over channels."""
+    upsampling: Literal["both", "zeros", "nearest"] = "both"
+    """How the decoder doubles maps: a value first in a block of zeros (as the text has it), repeated, or both ways with
+    the same weights."""
 
 
 def _compute(p: DepthParameters, options: StudyOptions, folder: Path) -> Findings:
@@ -58,7 +64,11 @@ def _compute(p: DepthParameters, options: StudyOptions, folder: Path) -> Finding
         Setting(
             f"CD{depth}",
             f"CD{depth}",
-            {p.last: dcn.architecture(depth, channels=p.same_channels, length=p.length, last=p.last)},
+            {
+                way: dcn.architecture(depth, channels=p.same_channels, length=p.length, last=p.last, upsampling=way)
+                for way in UPSAMPLINGS
+                if p.upsampling in (way, "both")
+            },
             depth,
         )
         for depth in depths
@@ -66,14 +76,23 @@ def _compute(p: DepthParameters, options: StudyOptions, folder: Path) -> Finding
     work = Reconstructions(settings, pictures, p, options)
     found = work.similarities(folder, "random reconstructions by depth")
     content = content_of(settings, found, depths, -1)
-    left = {setting.name: _left(found, setting, settings[0], p.last) for setting in settings[1:]}
+    left = {
+        way: {
+            setting.name: ratio(found[setting.name][way].values, found[settings[0].name][way].values)
+            for setting in settings[1:]
+        }
+        for way in content
+    }
     count = min(p.show, len(pictures.names))
     shown = work.reconstructed(found, count)
     widths = "VGG-16's widths" if p.same_channels is None else f"{p.same_channels} channels in every hidden layer"
     title = f"Random DCN, Fig. 5: {widths}, {VARIANTS[p.last]}"
     note = f"{len(pictures.names)} pictures ({p.pictures}) at {p.size} x {p.size}, {p.num_networks} networks each."
-    tables = [trend_table(title, "network", content[p.last], "per block", notes=[note])]
-    if left:
+    tables = [
+        trend_table(f"{title}, {UPSAMPLINGS[way]}", "network", seen, "per block", explained=bool(at), notes=[note][at:])
+        for at, (way, seen) in enumerate(content.items())
+    ]
+    if len(settings) > 1:
         tables.append(_left_table(left, settings[0].name))
     tables.append(deviation_table("Where deviations come from", "network", content))
     return Findings(
@@ -91,20 +110,17 @@ def _compute(p: DepthParameters, options: StudyOptions, folder: Path) -> Finding
     )
 
 
-def _left(found: Found, setting: Setting, first: Setting, variant: str) -> dict[str, float]:
-    return ratio(found[setting.name][variant].values, found[first.name][variant].values)
-
-
-def _left_table(left: Mapping[str, Mapping[str, float]], first: str) -> Table:
+def _left_table(left: Mapping[str, Mapping[str, Mapping[str, float]]], first: str) -> Table:
     rows = []
-    for name, seen in left.items():
-        printed = first == "CD1" and name == "CD2"
-        verdict = ""
-        if printed:
-            inside = HALF[0] <= seen["low"] and seen["high"] <= HALF[1]
-            outside = seen["high"] < HALF[0] or seen["low"] > HALF[1]
-            verdict = "agrees" if inside else "differs" if outside else "undecided"
-        rows.append((name, with_half_width(seen, "value"), "about a half" if printed else "-", verdict))
+    for way, ratios in left.items():
+        for name, seen in ratios.items():
+            printed = first == "CD1" and name == "CD2"
+            verdict = ""
+            if printed:
+                inside = HALF[0] <= seen["low"] and seen["high"] <= HALF[1]
+                outside = seen["high"] < HALF[0] or seen["low"] > HALF[1]
+                verdict = "agrees" if inside else "differs" if outside else "undecided"
+            rows.append((f"{name}, {way}", with_half_width(seen, "value"), "about a half" if printed else "-", verdict))
     notes = (
         f"Mean SSIM divided by that of {first}; Fieller's 95% interval over networks. Paper: Sec. 4.2, on 50 pictures "
         f"of ILSVRC-2012, number of channels not said; counted as agreeing from {HALF[0]:g} to {HALF[1]:g}.",

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from cnninv_jax.experiments.dcn_depth import UPSAMPLINGS
 from cnninv_jax.experiments.dcn_panels import draw_curve, draw_grid, grey_bytes, same_limits, short, subtitle
 
 
@@ -18,17 +19,17 @@ def depth_figure(report: Mapping[str, Any], dataset: Any) -> Figure:
         dataset: result.nc.
     """
     found = report["findings"]
-    last = found["last"]
     labels = [str(label) for label in dataset["depth"].to_numpy()]
     rows = []
     for at, name in enumerate(dataset["shown"].to_numpy()):
         original = dataset["original"].to_numpy()[at]
-        texts = [f"{value:.2f}" for value in dataset[f"shown_similarity_{last}"].to_numpy()[:, at]]
-        for kind in ("colour", "grey") if last == "conv" else ("grey",):
-            outputs = dataset[f"{kind}_{last}"].to_numpy()[:, at]
-            first = original if kind == "colour" else grey_bytes(original)
-            cells = [("", first), *zip(texts if kind == "grey" else [""] * len(texts), outputs, strict=True)]
-            rows.append((f"{short(str(name))}\n{kind}", cells))
+        for way in found["variants"]:
+            texts = [f"{value:.2f}" for value in dataset[f"shown_similarity_{way}"].to_numpy()[:, at]]
+            for kind in ("colour", "grey") if found["last"] == "conv" else ("grey",):
+                outputs = dataset[f"{kind}_{way}"].to_numpy()[:, at]
+                first = original if kind == "colour" else grey_bytes(original)
+                cells = [("", first), *zip(texts if kind == "grey" else [""] * len(texts), outputs, strict=True)]
+                rows.append((f"{short(str(name))}\n{way}, {kind}", cells))
     side = 1.3
     high = (side + 0.26) * len(rows) + 0.7
     columns = ["picture", *labels]
@@ -39,8 +40,9 @@ def depth_figure(report: Mapping[str, Any], dataset: Any) -> Figure:
     left, right = parts
     left.suptitle("Reconstructions closest to the mean SSIM (above the grey ones)", fontsize=11)
     draw_grid(left, rows, columns)
-    axes = right.subplots()
-    draw_curve(axes, found["variants"][last], "similarity against depth", "network")
-    same_limits([axes], ["upper right"])
-    axes.set_box_aspect(1.15)
+    panels = right.subplots(len(found["variants"]), 1, squeeze=False)[:, 0]
+    for axes, (way, seen) in zip(panels, found["variants"].items(), strict=True):
+        draw_curve(axes, seen, UPSAMPLINGS[way], "network")
+        axes.set_box_aspect(1.0)
+    same_limits(panels, ("upper right", "upper right")[: len(panels)])
     return figure

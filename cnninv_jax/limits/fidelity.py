@@ -74,7 +74,7 @@ def theorem_9_multilayer(image: Float[ArrayLike, " M *D"], layers: Network) -> S
                 f"{type(step.layer).__name__} from {step.inputs} to {step.outputs} with stride {step.stride}; use "
                 "padding='same', or theorem_9_refined, which holds for any network as large at the end as the picture"
             )
-    total = math.prod(math.prod(step.window) for step in steps)
+    total = math.prod(float(math.prod(step.window)) for step in steps)
     return jnp.sum(picture * (_routes(picture, steps) / total)) / jnp.sum(picture * picture)
 
 

@@ -80,7 +80,7 @@ class FilterLaw:
 
     def scale(self, dimension: int) -> float:
         """Return the ensemble's own parameter for filters of so many entries."""
-        return filters.unit_scale(self.name, dimension) * math.sqrt(dimension) * self.deviation
+        return filters.scale_of(self.name, self.deviation, dimension)
 
     def sample(
         self, key: PRNGKeyArray, num_filters: int, channels: int, length: Sequence[int], dtype: jax.typing.DTypeLike

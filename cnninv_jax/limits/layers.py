@@ -17,6 +17,13 @@ from cnninv_jax._typing import PerAxis
 from cnninv_jax.operators.conv import Padding
 
 
+def _hashable(layer: object, *names: str) -> None:
+    """Make lists tuples, so that a description can be a static argument."""
+    for name in names:
+        if isinstance(value := getattr(layer, name), list):
+            object.__setattr__(layer, name, tuple(value))
+
+
 @dataclass(frozen=True)
 class Conv:
     """A convolution with random filters, followed by a ReLU.
@@ -33,6 +40,9 @@ class Conv:
     stride: PerAxis = 1
     padding: Padding = "valid"
 
+    def __post_init__(self) -> None:
+        _hashable(self, "length", "stride")
+
 
 @dataclass(frozen=True)
 class L2Pool:
@@ -45,6 +55,9 @@ class L2Pool:
 
     size: PerAxis
     stride: PerAxis | None = None
+
+    def __post_init__(self) -> None:
+        _hashable(self, "size", "stride")
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,9 @@ class AvgPool:
     size: PerAxis
     stride: PerAxis | None = None
 
+    def __post_init__(self) -> None:
+        _hashable(self, "size", "stride")
+
 
 @dataclass(frozen=True)
 class Upsample:
@@ -69,6 +85,9 @@ class Upsample:
     """
 
     factor: PerAxis
+
+    def __post_init__(self) -> None:
+        _hashable(self, "factor")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from cnninv_jax._numerics import as_float, float_dtype, norm
+from cnninv_jax._numerics import as_float, as_floats, norm
 from cnninv_jax._typing import Array, Bool, Float
 from cnninv_jax.limits._kernel import root
 from cnninv_jax.limits.laws import Laws, moments_of
@@ -61,7 +61,7 @@ def theorem_6(width: ArrayLike, delta: ArrayLike, K1: ArrayLike = math.pi - 1) -
     Returns:
         The bound; 1 or more says nothing, and NaN stands outside of the domain.
     """
-    n, d, k = _floats(width, delta, K1)
+    n, d, k = as_floats(width, delta, K1)
     return jnp.where(k > 0, jnp.sqrt(_over(k, n) / _probability(d)), jnp.nan)
 
 
@@ -248,15 +248,6 @@ def _setting(
 def _sum(first: Array, second: Array) -> Array:
     first, second = jnp.broadcast_arrays(first, second)
     return first + second
-
-
-def _floats(*values: ArrayLike) -> tuple[Array, ...]:
-    """Return the values as floats of one shape and of their common dtype, Python's numbers being weak."""
-    with jax.numpy_dtype_promotion("standard"):
-        kind = jnp.result_type(*values)
-    if not jnp.issubdtype(kind, jnp.floating):
-        kind = float_dtype(None)
-    return tuple(jnp.broadcast_arrays(*(jnp.asarray(value).astype(kind) for value in values)))
 
 
 def _probability(delta: Array) -> Array:

@@ -15,8 +15,10 @@ before the first convolution act on the picture itself.
 
 from __future__ import annotations
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
@@ -68,7 +70,7 @@ def convergence_maps(
     return tuple(square * scale for square, scale in zip(squares, scales, strict=True))
 
 
-def _walk(image: ArrayLike, layers: Network, filters: Laws) -> tuple[list[Array], list[float], float]:
+def _walk(image: ArrayLike, layers: Network, filters: Laws) -> tuple[tuple[Array, ...], list[float], float]:
     """Return z^2 after every step divided by a factor, these factors, and k_1 / sqrt(k_2) of the last convolution.
 
     The arrays hold means over windows; k_2 and the sizes of windows are kept apart as Python's numbers, so that a
@@ -77,15 +79,28 @@ def _walk(image: ArrayLike, layers: Network, filters: Laws) -> tuple[list[Array]
     picture = as_float(image)
     steps = plan(layers, picture.shape)
     moments = moments_of(filters, steps, picture.shape[0])
+    scales, factor, convolved = [], 1.0, False
+    for step in steps:
+        # Before the first convolution the picture itself is walked.
+        convolved = convolved or isinstance(step.layer, Conv)
+        if convolved and isinstance(step.layer, (Conv, L2Pool)):
+            factor *= math.prod(step.window)
+        if isinstance(step.layer, Conv):
+            factor *= moments[step.convolution].k2
+        scales.append(factor)
+    return _squares(picture, steps), scales, moments[-1].k1 / math.sqrt(moments[-1].k2)
+
+
+# Compiled here, so that a call from a notebook does not compile a stage at a time, and again each time.
+@functools.partial(jax.jit, static_argnames="steps")
+def _squares(picture: Float[Array, " M *D"], steps: tuple[Step, ...]) -> tuple[Array, ...]:
+    """Return z^2 after every step, k_2 and the sizes of windows left out."""
     first = next(place for place, step in enumerate(steps) if isinstance(step.layer, Conv))
     stages = _band.stages_of(steps[first:])
-
     squares: list[Array] = []
     for step in steps[:first]:
         picture = _on_picture(picture, step)
         squares.append(jnp.sum(jnp.square(picture), 0))
-    scales = [1.0] * first
-
     source, variance = picture, jnp.sum(jnp.square(picture), 0)
     for place, stage in enumerate(stages):
         maps = _band.variances(stage, variance)
@@ -94,14 +109,7 @@ def _walk(image: ArrayLike, layers: Network, filters: Laws) -> tuple[list[Array]
             source = _band.propagate(stage, source, maps, picture=place == 0)
             variance = source[0]
             squares.append(variance)
-    for step in steps[first:]:
-        factor = scales[-1] if scales else 1.0
-        if isinstance(step.layer, (Conv, L2Pool)):
-            factor *= math.prod(step.window)
-        if isinstance(step.layer, Conv):
-            factor *= moments[step.convolution].k2
-        scales.append(factor)
-    return squares, scales, moments[-1].k1 / math.sqrt(moments[-1].k2)
+    return tuple(squares)
 
 
 def _on_picture(picture: Array, step: Step) -> Array:

@@ -16,8 +16,8 @@ import numpy as np
 from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 
+from cnninv_jax._numerics import as_floats
 from cnninv_jax._typing import Array, Float, PerAxis
-from cnninv_jax.rip.theorems import as_floats
 from cnninv_jax.sparsity import SparseCode
 
 #: The two texts of Theorem 3.1.

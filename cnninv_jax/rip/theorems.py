@@ -20,12 +20,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from cnninv_jax._numerics import float_dtype
+from cnninv_jax._numerics import as_floats
 from cnninv_jax._typing import Array, Float
 
 
@@ -192,15 +191,6 @@ def compose_bounds(delta_k: Float[ArrayLike, " layers"], delta_2k: Float[ArrayLi
     factor = jnp.where(inside, jnp.sqrt((1 + safe) / (1 - safe)), jnp.inf)
     reconstruction = jnp.where(last > 0, last * factor, last)
     return LayerBounds(jnp.stack(missed), jnp.stack(code), jnp.stack(decoded[::-1]), reconstruction)
-
-
-def as_floats(*values: ArrayLike) -> tuple[Array, ...]:
-    """Return the values as floats of one shape and of their common dtype, Python's numbers being weak."""
-    with jax.numpy_dtype_promotion("standard"):
-        kind = jnp.result_type(*values)
-    if not jnp.issubdtype(kind, jnp.floating):
-        kind = float_dtype(None)
-    return tuple(jnp.broadcast_arrays(*(jnp.asarray(value).astype(kind) for value in values)))
 
 
 def _over_gap(factor: float, delta_k: ArrayLike, delta_2k: ArrayLike) -> Array:

@@ -46,7 +46,8 @@ def reference(weights, net, picture):
     for place, block in enumerate(net.decoder):
         if place:
             grown = np.zeros((len(maps), 2 * maps.shape[1], 2 * maps.shape[2]))
-            grown[:, ::2, ::2] = maps
+            for down, right in [(0, 0)] if net.upsampling == "zeros" else np.ndindex(2, 2):
+                grown[:, down::2, right::2] = maps
             maps = grown
         for layer in block:
             maps = convolution(maps, layer.relu, True)
@@ -58,6 +59,7 @@ NETS = {
     "CD1": dcn.architecture(1, channels=(4, 6)),
     "CD1, even": dcn.architecture(1, channels=4, length=(4, 2)),
     "CD2": dcn.architecture(2, channels=(3, 4, 5, 6)),
+    "CD3, repetition": dcn.architecture(3, channels=3, upsampling="nearest"),
     "CD4, mean": dcn.architecture(4, channels=3, last="mean"),
     "Conv1_1, even, few outputs": dcn.conv1_1(48, 4),
     "Conv1_1, one pixel": dcn.conv1_1(5, 1),
