@@ -216,6 +216,20 @@ def test_killed_and_resumed_bit_for_bit(tmp_path, uninterrupted, number):
     assert 0 < facts["resumed_blocks"] < 120
 
 
+def test_a_termination_request_is_heard_where_interrupts_are_ignored(tmp_path):
+    """A shell starts a job in the background of a script with SIGINT ignored."""
+    folder = tmp_path / "run"
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = start(*LONG, "--out", folder)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    wait_for_journal(folder, process, 50_000)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_thirty_times_at_random(tmp_path, uninterrupted):

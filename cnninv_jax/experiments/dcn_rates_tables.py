@@ -29,7 +29,7 @@ def _falls(p: RatesParameters, content: Mapping[str, Any], kind: str) -> Table:
         fit, theory = found[kind], found["first_order"][kind]
         cells = [
             f"{fit['slope']:.3f} ({fit['low']:.3f}-{fit['high']:.3f})",
-            f"{fit['probability']:.2f}",
+            f"{fit['probability']:.2g}",
             f"{fit['straight']:.3f} ({fit['straight_low']:.3f}-{fit['straight_high']:.3f})",
             f"{fit['straight_probability']:.2g}",
             f"{fit['prefactor']:.3f}",

@@ -157,6 +157,13 @@ def test_the_multilayer_bound_by_routes(shape):
     assert bound < refined < cosine
 
 
+def test_routes_may_be_more_than_an_integer_holds():
+    x = jnp.ones((1, 70, 70), jnp.float32)
+    bound = fidelity.theorem_9_multilayer(x, (Conv(15, padding="same"),) * 4)  # 15^8 routes
+    assert bound.dtype == jnp.float32
+    assert 0.3 < bound < 1
+
+
 ROUND_TRIPS = {
     "pool, upsample": (L2Pool(2), Conv(3, padding="same"), Upsample(2), Conv(3, padding="same")),
     "stride, upsample": (

@@ -87,6 +87,9 @@ def test_descriptions_are_static():
     layers = (Conv((3, 3), 8), L2Pool(2), Upsample(2), Conv((3, 3), 4, padding="same"))
     assert hash(plan(layers, (3, 10, 10))) == hash(plan(tuple(layers), (3, 10, 10)))
     assert Conv(3, 8) == Conv(3, 8, 1, "valid")
+    listed = (Conv([3, 2], stride=[1, 2]), L2Pool([2, 2]), AvgPool(2, [1, 1]), Upsample([2, 1]))
+    assert listed == (Conv((3, 2), stride=(1, 2)), L2Pool((2, 2)), AvgPool(2, (1, 1)), Upsample((2, 1)))
+    hash(listed)
     with pytest.raises(dataclasses.FrozenInstanceError):
         layers[0].length = 5
 
