@@ -68,6 +68,7 @@ def test_entries_follow_the_law(name):
     assert scipy.stats.kstest(bank.ravel(), wrong.cdf).pvalue < 1e-6
 
 
+@pytest.mark.slow
 def test_logistic_entries_have_no_outlier_in_float32():
     """Where the uniform number is 0, the logarithm of the smallest float32 would stand: -87, once in 2^23 entries."""
     draw = jax.jit(jax.vmap(lambda key: jnp.min(filters.logistic(key, 1, 1, 2**18, scale=1.0, dtype=jnp.float32))))

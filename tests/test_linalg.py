@@ -185,6 +185,7 @@ def test_a_lane_with_nan_spoils_no_other(which):
     assert np.all(np.isnan(np.asarray(spoilt[1][2])) | (np.asarray(spoilt[1][2]) == 0))
 
 
+@pytest.mark.slow
 def test_partly_batched_arguments():
     """Only the right-hand sides batched, only the matrix, and a matrix shared by a nested vmap."""
     rng = np.random.default_rng(5)
@@ -214,6 +215,7 @@ def together(matrix, rows):
     return solved, ldl_solve_transposed(columns, scales, solved.T)
 
 
+@pytest.mark.slow
 def test_under_jit_vmap_and_scan():
     rng = np.random.default_rng(6)
     matrices, rows = definite(rng, 11, 24).astype(np.float32), rng.standard_normal((24, 2, 11)).astype(np.float32)

@@ -168,6 +168,7 @@ def test_one_value_up_to_rounding_is_one_bar():
     assert counts.tolist() == [4]
 
 
+@pytest.mark.slow
 def test_one_filter_has_no_coherence_over_filters():
     chosen = options(None, k="1", signal="7")
     content = _structure(chosen, _set_up(chosen, BANK[:1])[0], BANK[:1], jax.random.key(0))

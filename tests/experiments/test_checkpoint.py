@@ -67,6 +67,7 @@ def test_options_of_one_layer_are_refused_for_a_network(checkpoint, capsys):
     assert "--signal to be one number" in refused(capsys, "analyze", "net.npz", "--signal", "3x4")
 
 
+@pytest.mark.slow
 def test_one_bank_gets_its_constants(checkpoint, capsys):
     command = ["analyze", "gaussian:K=4,M=6,ell=4", "--signal", "5", "--k", "2", "--num-draws", "64", "--quiet"]
     assert main([*command, "--random-banks", "2", "--out", "bank"]) == 0

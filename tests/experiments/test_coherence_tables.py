@@ -64,6 +64,7 @@ def test_chi_squares_have_their_law():
         assert stats.kstest(np.asarray(found)[freedom == degrees], stats.chi2(degrees).cdf).pvalue > 1e-5
 
 
+@pytest.mark.slow
 def test_both_ways_draw_one_law():
     """Kolmogorov and Smirnov at about 5 standard errors, against each other and against the closed form."""
     shape, count = (24, 4, 3, 3), 1500

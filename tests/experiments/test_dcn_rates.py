@@ -134,6 +134,7 @@ def noise():
     return images, jax.jit(jax.vmap(both, in_axes=(0, None)))
 
 
+@pytest.mark.slow
 def test_draws_meet_first_order_theory_and_theorem_6(noise):
     """More filters than a block holds, and not a multiple of it; N times the mean square at depth one is K_1."""
     images, draws = noise
@@ -175,6 +176,7 @@ def same_law(first, second):
         assert np.all(np.abs(one.mean(axis=0) - two.mean(axis=0)) < 5 * error)
 
 
+@pytest.mark.slow
 def test_the_chain_has_the_law_of_random_output(noise):
     """Networks of three convolutions beside some whose every filter is drawn."""
     images, draws = noise
@@ -293,6 +295,7 @@ def test_the_tables(study):
         assert {len(row) for row in table.rows} == {len(table.columns)}
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_to_the_same_numbers(study, tmp_path, monkeypatch):
     """Two widths are lost and drawn again; the others are read from their journals."""
     folder = shutil.copytree(study.folder, tmp_path / "copy")

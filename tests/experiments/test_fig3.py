@@ -92,6 +92,7 @@ def lasso_by_hand(dense, x, lam, mask):
     return z
 
 
+@pytest.mark.slow
 @needs_x64
 def test_readings_of_recovered_codes():
     x = RNG.standard_normal((2, SIZE, SIZE))

@@ -98,6 +98,7 @@ def numpy_draw(generator, draw, k, channels):
     return held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "k", "channels"), [("unit", 2, 6), ("normalized", 3, 4)])
 def test_the_draw_has_the_law_of_a_plain_simulation(step, k, channels):
     draw = dataclasses.replace(TINY, step=step)
@@ -115,6 +116,7 @@ def test_the_draw_has_the_law_of_a_plain_simulation(step, k, channels):
     assert undecided >= 6
 
 
+@pytest.mark.slow
 def test_with_very_many_channels_everything_is_recovered():
     draw = PhaseDraw(4, 3, 8, 1, 2, "signs", False, 0.1, "normalized", 50, 1e-5, "float32")
     many = jax.jit(jax.vmap(lambda key: draw(key, k=jnp.asarray(2), M=2048)))

@@ -71,6 +71,7 @@ def drawn(name):
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(5), DRAWS)))
 
 
+@pytest.mark.slow
 @each_drawn_network
 def test_every_step_of_the_proof(name):
     """Thm 8: theta_(i+1) <= lambda_i (theta_i + alpha_(i+1)), mu^2 <= lambda theta, Theta <= nu + mu, in sines."""

@@ -170,6 +170,7 @@ def test_at_most_two_supersteps_in_flight(monkeypatch):
     assert (flying, most) == ([0], [2])
 
 
+@pytest.mark.slow
 def test_memory_limit_halves_lanes_then_says_so():
     def large(key):
         x = jax.random.normal(key, (64, 256))
@@ -187,6 +188,7 @@ def test_memory_limit_halves_lanes_then_says_so():
         quiet(large, KEY, 256, chunk_size=256, lanes=128, memory_limit=free["memory_bytes"] // 4)
 
 
+@pytest.mark.slow
 def test_memory_limit_halves_the_block_where_kept_draws_are_the_load():
     def wide(key):
         return jax.random.normal(key, (1000,), jnp.float32)

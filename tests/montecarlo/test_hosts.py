@@ -96,6 +96,7 @@ def test_a_killed_process_ends_the_other_and_one_process_goes_on(tmp_path, unint
     assert draws.variables_equal(resumed.to_xarray(), uninterrupted)
 
 
+@pytest.mark.slow
 @needs_x64
 @pytest.mark.timeout(240)
 def test_two_processes_go_on_where_one_stopped(tmp_path, uninterrupted):
@@ -113,6 +114,7 @@ def test_two_processes_go_on_where_one_stopped(tmp_path, uninterrupted):
     assert all(same_file(tmp_path / f"process-{index}.nc", uninterrupted) for index in range(2))
 
 
+@pytest.mark.slow
 @needs_x64
 @pytest.mark.timeout(240)
 def test_stopping_is_decided_alike(tmp_path):

@@ -88,6 +88,7 @@ def test_every_level_is_an_estimate(six_sigma, pilot):
     assert 1 <= six_sigma["families"]["min"] <= six_sigma["families"]["max"] <= 400
 
 
+@pytest.mark.slow
 def test_unbiased_with_a_handful_of_particles():
     """8 particles lose every one of them now and then: such replicates count as zero, and the mean is right."""
     draw = mc.splitting_draw(plain_score, levels([1.0, 2.0, 2.5]), LATENT, num_particles=8, num_moves=1)
@@ -156,6 +157,7 @@ def test_latent_pytree_and_folded_laws():
     assert numbers["probability_standard_error"] < 0.2 * exact
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_devices_do_not_change_a_bit(pilot, six_sigma):
     one = run_six_sigma(pilot, mesh=draws.mesh(1))

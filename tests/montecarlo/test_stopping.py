@@ -152,6 +152,7 @@ def test_the_maximum_is_said_not_to_be_enough():
     assert sum(look.error for look in result.stopping.looks) == pytest.approx(0.05)
 
 
+@pytest.mark.slow
 def test_proportion_relative_and_quantile_widths():
     statistics = {"x": (mc.Moments(), mc.Proportion(above=2.0), mc.Histogram(-5, 5, 2000))}
     run = functools.partial(quiet, draws.mixed, 5, 400_000, chunk_size=1000, statistics=statistics)

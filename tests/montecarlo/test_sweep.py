@@ -111,6 +111,7 @@ def test_inside_a_level_cells_come_by_program():
     assert result.provenance["compilations"] == 2
 
 
+@pytest.mark.slow
 def test_another_process_compiles_nothing_anew(tmp_path):
     """JAX's compilation cache on disk: the second process finds every program of the first."""
     script = Path(__file__).with_name("sweep_worker.py")

@@ -59,6 +59,7 @@ def test_small_operators_are_exact(arguments):
     check_bounds(make(*arguments))
 
 
+@pytest.mark.slow
 def test_equal_eigenvalues_break_the_krylov_space_down():
     """W^T W = I: the first Krylov vector is all there is, and no Ritz value may appear beside 1."""
     identity = conv_operator(jnp.eye(6, dtype=DEFAULT).reshape(6, 6, 1), (5,))
@@ -100,6 +101,7 @@ def test_any_small_operator(num_filters, channels, ell, reach, stride, padding, 
     check_bounds(make(num_filters, channels, (ell,), (ell + reach * stride,), stride, padding, seed))
 
 
+@pytest.mark.slow
 def test_few_steps_stay_inside_and_the_residual_bounds_the_error():
     op = make(8, 4, (5,), (40,))
     eigenvalues = np.linalg.eigvalsh(dense(op).T @ dense(op))

@@ -126,10 +126,9 @@ def compare(ops, xs, k, *, step, num_steps, nonnegative=False, tol=None):
     return direct
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not WIDE, reason="paths of different rounding part where supports do not settle")
-@pytest.mark.parametrize(
-    "name", [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in GRAM_CASES]
-)
+@pytest.mark.parametrize("name", [name if name in BY_DEFAULT else pytest.param(name) for name in GRAM_CASES])
 def test_gram_takes_the_path_of_direct(name):
     options = dict(GRAM_CASES[name])
     k, step, num_steps = options.pop("k"), options.pop("step"), options.pop("num_steps")
@@ -142,6 +141,7 @@ def test_gram_takes_the_path_of_direct(name):
         assert np.any(np.asarray(direct.residual_norms)[:, -1] > 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not WIDE, reason="tolerances are met at another step where rounding differs")
 def test_gram_stops_where_direct_stops():
     ops, xs, codes = many(16, 2, shape=(12, 16, 4), size=16)
@@ -177,6 +177,7 @@ def test_gram_is_held_to_its_own_oracle():
     assert np.linalg.norm(found.code - code) < 1e-2 * np.linalg.norm(code)
 
 
+@pytest.mark.slow
 def test_gram_under_two_vmaps():
     """Every bank with every signal: banks inside, signals outside."""
     ops, xs, _ = many(3, 2)
@@ -245,6 +246,7 @@ def test_gradient_is_that_of_finite_differences(step, method):
     assert float(forward) == pytest.approx(slope, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_gradient_with_a_tolerance_is_that_of_the_steps_taken():
     op, x, _ = problem(5, (8, 12, 3), 10, 2)
     stopped = iht(op, x, 2, num_steps=40, tol=0.05, method="direct")
@@ -273,6 +275,7 @@ def test_traced_sparsity():
         np.testing.assert_allclose(codes[row], iht(op, x, k, num_steps=5, method="direct").code, atol=CLOSE)
 
 
+@pytest.mark.slow
 def test_safe_step_never_lets_the_residual_grow():
     op, x, _ = problem(7, (12, 2, 3), 14, 5)
     assert np.any(np.diff(np.asarray(iht(op, x, 5, num_steps=30, method="direct").residual_norms)) > 0.01)

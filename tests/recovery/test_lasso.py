@@ -306,6 +306,7 @@ def test_what_does_not_fit_is_refused(change, message):
         lasso(op, arguments.pop("x"), arguments.pop("lam"), **arguments)
 
 
+@pytest.mark.slow
 def test_half_precision_is_widened_and_rounded_products_are_not_used():
     op, x = make()
     half = conv_operator(op.filters.astype(jnp.bfloat16), op.signal_shape)

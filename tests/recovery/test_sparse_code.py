@@ -70,6 +70,7 @@ def test_a_code_of_the_model_is_found_again():
     assert float(jnp.max(jnp.abs(closer.code - true))) < shrunk / 10
 
 
+@pytest.mark.slow
 def test_batches_and_derivatives():
     op, x = make()
     lam = 0.05 * lam_max(op, x)

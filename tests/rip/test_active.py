@@ -67,6 +67,7 @@ def test_the_law_is_that_of_k(active):
         assert stats.ks_2samp(a.round(6), b.round(6)).pvalue > 5.7e-7, name
 
 
+@pytest.mark.slow
 def test_the_law_moves_with_active():
     """The comparison above could tell: one entry more is another law."""
     a, b = sample(6, 3, 1)["error_model"], sample(4, None, 3)["error_model"]
@@ -88,6 +89,7 @@ def test_the_active_blocks_are_a_uniform_subset():
     assert stats.chisquare(counts).pvalue > 5.7e-7
 
 
+@pytest.mark.slow
 def test_shuffle_keeps_the_entries_together():
     code = sample_code(jax.random.key(0), 9, 5, 7)
     mixed = shuffle(jax.random.key(1), code)

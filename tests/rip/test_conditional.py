@@ -110,6 +110,7 @@ def check_mean_squares(geo, values, dtype, sampling):
         assert abs(deviations.mean() - variance) < 5 * deviations.std() / np.sqrt(len(squares))
 
 
+@pytest.mark.slow
 def test_both_paths(case):
     """Draws of an explicit bank, the plain path's law, theory's moments; one test, so that a process samples once."""
     check_explicit_banks(*case)
@@ -155,6 +156,7 @@ def test_the_overflow_branch_is_exact_and_keeps_the_law(one_slot):
     check_same_law(got, sample(OVERFLOW, "gaussian", "plain", dtype), COMPARISONS)
 
 
+@pytest.mark.slow
 def test_the_overflow_branch_is_exact_where_it_comes_by_itself():
     got = sample(OVERFLOW, "gaussian", "conditional", wide())
     busy = np.flatnonzero(winners() > OVERFLOW.slots)
@@ -164,6 +166,7 @@ def test_the_overflow_branch_is_exact_where_it_comes_by_itself():
         check_explicit(key_of(2, index), OVERFLOW, "gaussian", wide(), outputs, tolerance_of(wide()))
 
 
+@pytest.mark.slow
 def test_neighbours_that_overflow_change_no_bit():
     """One program, twice: the first 32 lanes need no branch, the other 32 do or do not."""
     quiet, busy = (np.flatnonzero(found) for found in (winners() <= OVERFLOW.slots, winners() > OVERFLOW.slots))
@@ -214,6 +217,7 @@ def test_a_draw_is_a_function_of_its_key_alone():
 EDGES = [pytest.param("one_channel", marks=pytest.mark.slow), "square"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EDGES)
 def test_float32_is_good_at_the_edges(name):
     """float32 against float64 on the same random words: only a near-tie among ranks may move a draw visibly."""

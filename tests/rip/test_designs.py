@@ -46,6 +46,7 @@ def bank_of(seed, shape):
     return (np.random.default_rng(seed).standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(wide())
 
 
+@pytest.mark.slow
 def test_every_code_has_the_readings_of_a_single_one():
     op = conv_operator(bank_of(0, (6, 2, 3)), 9)
     key = jax.random.key(1)
@@ -91,6 +92,7 @@ def plain():
     return run(functools.partial(draw_ratios, **SIZES, sampling="plain", dtype=np.float32), keys_of(5, 10_240))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "design", [pytest.param(name, marks=() if name in ("stratified", "both") else pytest.mark.slow) for name in DESIGNS]
 )
@@ -109,6 +111,7 @@ def test_means_are_those_of_single_codes(design):
     assert abs(energy.mean() - 1) < 5 * energy.std() / np.sqrt(len(energy))
 
 
+@pytest.mark.slow
 @needs_x64
 def test_cross_terms_cancel_over_an_antithetic_group():
     """The mean of |W^T z|^2 over a group is the sum of v_i^2 |row i of W|^2, for any bank; not so without it."""

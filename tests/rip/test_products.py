@@ -22,13 +22,14 @@ def sample(sampling, products):
     return {name: np.asarray(found[name], np.float64) for name in READINGS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampling", "products"),
     [
         ("plain", "bfloat16"),
-        pytest.param("plain", "tf32", marks=pytest.mark.slow),
-        pytest.param("conditional", "bfloat16", marks=pytest.mark.slow),
-        pytest.param("conditional", "tf32", marks=pytest.mark.slow),
+        pytest.param("plain", "tf32"),
+        pytest.param("conditional", "bfloat16"),
+        pytest.param("conditional", "tf32"),
     ],
 )
 def test_rounding_shows_and_is_as_small_as_it_must_be(sampling, products):

@@ -108,6 +108,7 @@ def test_the_wider_dtype_wins():
     agree(got, oracle(filters, code, (8,), (1,), "valid", None), 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "pool", "expected"), [(0.1, None, 3), (3, None, 3), (1.0, (1,), 30), (0.25, (2,), 8)])
 def test_k_may_be_a_fraction_of_the_entries(k, pool, expected):
     filters = bank_of(np.random.default_rng(4), (5, 2, 3), np.float32)

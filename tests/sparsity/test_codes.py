@@ -152,6 +152,7 @@ def test_dtypes():
     assert code.shifts.shape == (2, 1)
 
 
+@pytest.mark.slow
 def test_pairs_are_sums_of_two_members():
     pair = sample_code_pair(jax.random.key(3), 4, (3, 5), 6, pool=2, coefficients=(2.0, -0.5))
     first, second = (sample_code(key, 4, (3, 5), 6, pool=2) for key in jax.random.split(jax.random.key(3), 2))
