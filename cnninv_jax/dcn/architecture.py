@@ -121,7 +121,7 @@ def architecture(
     Raises:
         ValueError: an unknown choice, or numbers of channels that do not fit the encoder.
     """
-    if depth not in range(1, len(VGG16_CONVOLUTIONS) + 1):
+    if not isinstance(depth, int) or depth not in range(1, len(VGG16_CONVOLUTIONS) + 1):
         raise ValueError(f"expected a depth of 1 to {len(VGG16_CONVOLUTIONS)}, the blocks of VGG-16, got {depth!r}")
     blocks = VGG16_CONVOLUTIONS[:depth]
     count = sum(blocks)

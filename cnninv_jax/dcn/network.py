@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -56,7 +57,7 @@ def random_weights(
     """
     if law not in filters.ENSEMBLES:
         raise ValueError(f"expected a law among {', '.join(filters.ENSEMBLES)}, got {law!r}")
-    if isinstance(deviation, int | float) and not 0 < deviation < math.inf:
+    if isinstance(deviation, int | float | np.number) and not 0 < deviation < math.inf:
         raise ValueError(f"expected a positive deviation, got {deviation}")
     kind = float_dtype(dtype)
     banks = []

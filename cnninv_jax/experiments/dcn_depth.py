@@ -7,6 +7,7 @@ half" from CD1 to CD2 (Sec. 4.2) is put to the test too.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +20,7 @@ from cnninv_jax.experiments.dcn_reconstruction import (
     checked_pictures,
     checked_values,
 )
-from cnninv_jax.experiments.dcn_statistics import ratio, with_half_width
+from cnninv_jax.experiments.dcn_statistics import ratio
 from cnninv_jax.experiments.dcn_tables import VARIANTS, content_of, dataset_of, deviation_table, trend_table
 from cnninv_jax.experiments.studies import Findings, Study, StudyOptions, Table
 from cnninv_jax.montecarlo.arguments import positive
@@ -120,12 +121,19 @@ def _left_table(left: Mapping[str, Mapping[str, Mapping[str, float]]], first: st
                 inside = HALF[0] <= seen["low"] and seen["high"] <= HALF[1]
                 outside = seen["high"] < HALF[0] or seen["low"] > HALF[1]
                 verdict = "agrees" if inside else "differs" if outside else "undecided"
-            rows.append((f"{name}, {way}", with_half_width(seen, "value"), "about a half" if printed else "-", verdict))
+            rows.append((f"{name}, {way}", _with_ends(seen), "about a half" if printed else "-", verdict))
     notes = (
         f"Mean SSIM divided by that of {first}; Fieller's 95% interval over networks. Paper: Sec. 4.2, on 50 pictures "
         f"of ILSVRC-2012, number of channels not said; counted as agreeing from {HALF[0]:g} to {HALF[1]:g}.",
     )
     return Table(f"What is left of {first}'s SSIM", ("network", "ratio", "paper", "verdict"), tuple(rows), notes)
+
+
+def _with_ends(seen: Mapping[str, float]) -> str:
+    """Return ``0.42 (0.31-0.56)``: a ratio's interval is not symmetric."""
+    if math.isnan(seen["low"]):
+        return f"{seen['value']:.3f}"
+    return f"{seen['value']:.3f} ({seen['low']:.3f}-{seen['high']:.3f})"
 
 
 def _figure(report: Mapping[str, Any], dataset: Any) -> Figure:

@@ -75,7 +75,8 @@ def compare_bounds(p: RatesParameters, one: Simulated) -> dict[str, dict[str, An
         By bound: ``bound``, its mean over the pictures, ``quantile``, the observed (1 - delta)-quantile of sin(Theta)
         over draws and pictures, and ``looseness`` with the ends ``looseness_low`` and ``looseness_high`` of its 95%
         interval, by width; ``speaks_from``, the first width at which the bound is below 1 for every picture, None if
-        there is none; ``violated`` of ``compared``, and ``violated_at_most``, the upper end of Wilson's interval.
+        there is none; ``violated`` of ``compared``, the draws and pictures for which the bound is below 1, and
+        ``violated_at_most``, the upper end of Wilson's interval (1 where nothing was compared).
     """
     found = {}
     for name, bound in bounds_of(one.network, one.images, p).items():
@@ -83,7 +84,10 @@ def compare_bounds(p: RatesParameters, one: Simulated) -> dict[str, dict[str, An
         levels = np.array([sample_quantile(ratio.ravel(), 1 - p.delta) for ratio in ratios])
         loose, high, low = (1 / levels.T).tolist()
         speaks = np.all(bound < 1, axis=1)
-        violated, compared = (int(sum(count)) for count in ([(r > 1).sum() for r in ratios], [r.size for r in ratios]))
+        # A sine is never above a bound of 1 or more: only the others are put to the test.
+        tested = [np.broadcast_to(row < 1, ratio.shape) for row, ratio in zip(bound, ratios, strict=True)]
+        violated = int(sum((ratio[test] > 1).sum() for test, ratio in zip(tested, ratios, strict=True)))
+        compared = int(sum(test.sum() for test in tested))
         found[name] = {
             "title": BOUNDS[name],
             "bound": bound.mean(axis=1),
@@ -94,7 +98,7 @@ def compare_bounds(p: RatesParameters, one: Simulated) -> dict[str, dict[str, An
             "speaks_from": p.widths[int(np.argmax(speaks))] if speaks.any() else None,
             "violated": violated,
             "compared": compared,
-            "violated_at_most": float(wilson(violated, compared)[1]),
+            "violated_at_most": float(wilson(violated, compared)[1]) if compared else 1.0,
         }
     return found
 

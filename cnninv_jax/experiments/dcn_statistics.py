@@ -39,9 +39,9 @@ def summary(values: Float[np.ndarray, "networks pictures"]) -> dict[str, Any]:
 
 
 def combination(
-    coefficients: Sequence[float], groups: Sequence[Float[np.ndarray, " networks"]]
+    coefficients: Sequence[float], groups: Sequence[Float[np.ndarray, " networks"]], level: float = 0.95
 ) -> tuple[float, float, float]:
-    """Return sum_s c_s mean_s of independent groups of numbers, with its 95% interval (Welch and Satterthwaite).
+    """Return sum_s c_s mean_s of independent groups of numbers, with its interval (Welch and Satterthwaite).
 
     With coefficients -1 and 1 it is Welch's interval of a difference.
     """
@@ -53,7 +53,7 @@ def combination(
     if variance == 0:
         return float(value), float(value), float(value)
     freedom = variance**2 / sum(part**2 / (len(group) - 1) for part, group in zip(parts, groups, strict=True))
-    low, high = mean_interval(value, variance * (freedom + 1), freedom + 1)
+    low, high = mean_interval(value, variance * (freedom + 1), freedom + 1, level)
     return float(value), float(low), float(high)
 
 
@@ -152,7 +152,8 @@ def trend(
 
     Returns:
         ``slope`` of the least-squares line through the settings' means, ``low`` to ``high`` its 95% interval; how many
-        of the ``steps`` between neighbours go ``along`` with and ``against`` what is expected, beyond their interval;
+        of the ``steps`` between neighbours go ``along`` with what is expected, beyond their interval, and ``against``
+        it, beyond an interval at 1 - 5% / steps, so that a plateau seldom has such a step by chance;
         ``verdict``: *agrees* where the slope's interval lies on the expected side, and no step goes against it;
         *differs* where it lies on the other side; *mixed* where some step goes against a slope that agrees;
         *undecided* otherwise.
@@ -162,17 +163,21 @@ def trend(
                 "verdict": "undecided"}  # fmt: skip
     x = np.asarray(places, float) - np.mean(places)
     slope, low, high = combination(list(x / (x**2).sum()), [values.mean(axis=1) for values in settings])
-    steps = [change(before, after) for before, after in itertools.pairwise(settings)]
-    rising = sum(step["low"] > 0 for step in steps)
-    falling = sum(step["high"] < 0 for step in steps)
-    along, against = (rising, falling) if expected > 0 else (falling, rising)
+    pairs = list(itertools.pairwise(settings))
+
+    def beyond(sign: int, level: float) -> int:
+        """Count the steps that go up (1) or down (-1) for sure."""
+        found = [combination([-sign, sign], [part.mean(axis=1) for part in pair], level) for pair in pairs]
+        return sum(low > 0 for _, low, _ in found)
+
+    along, against = beyond(expected, 0.95), beyond(-expected, 1 - 0.05 / len(pairs))
     if (low > 0) if expected > 0 else (high < 0):
         verdict = "mixed" if against else "agrees"
     elif (high < 0) if expected > 0 else (low > 0):
         verdict = "differs"
     else:
         verdict = "undecided"
-    return {"slope": slope, "low": low, "high": high, "steps": len(steps), "along": along, "against": against,
+    return {"slope": slope, "low": low, "high": high, "steps": len(pairs), "along": along, "against": against,
             "verdict": verdict}  # fmt: skip
 
 

@@ -74,8 +74,8 @@ def _holds_nothing(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def writing(what: str) -> Iterator[None]:
-    """Turn an OSError while writing ``what`` into one sentence.
+def writing(what: str, kept: str = "the draws are safe in the journal") -> Iterator[None]:
+    """Turn an OSError while writing ``what`` into one sentence, which also says what was kept.
 
     Raises:
         ResultError: naming what was not written.
@@ -84,8 +84,7 @@ def writing(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ResultError(
-            f"{what} was not written ({_reason(error)}); the draws are safe in the journal: "
-            "make room and start the same command again"
+            f"{what} was not written ({_reason(error)}); {kept}: make room and start the same command again"
         ) from None
 
 

@@ -9,8 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from cnninv_jax._files import write_whole
 from cnninv_jax.experiments.files import writing
+from cnninv_jax.montecarlo import ResultError
+from cnninv_jax.montecarlo.specification import environment
 
 #: How often rows are written down.
 SECONDS = 30.0
@@ -45,7 +49,7 @@ class KeptRows:
             ResultError: it cannot be written.
         """
         if self._fresh:
-            with writing(self._path.name):
+            with writing(self._path.name, "what was found since the last time is lost, the rest is safe"):
                 write_whole(self._path, json.dumps({"spec": self._spec, "rows": self._rows}).encode())
             self._fresh, self._written = False, time.monotonic()
 
@@ -64,17 +68,22 @@ def kept_rows(path: Path, spec: Mapping[str, Any], *, seconds: float = SECONDS) 
 
     Args:
         path: the file, JSON. Numbers come back bit by bit.
-        spec: what the rows depend on; rows kept under another description are not believed.
+        spec: what the rows depend on; rows kept under another description, or by another version of this program or of
+            JAX or on another kind of device, are not believed.
         seconds: how much time a killed count may lose.
 
     Raises:
         ResultError: it cannot be written.
     """
-    rows = KeptRows(path, spec, seconds)
+    rows = KeptRows(path, {**spec, "environment": environment(jax.devices()[0])}, seconds)
     try:
         yield rows
-    finally:
-        rows.write()
+    except BaseException:
+        # What ended the count is what the user has to hear.
+        with contextlib.suppress(ResultError):
+            rows.write()
+        raise
+    rows.write()
 
 
 __all__ = ["SECONDS", "KeptRows", "kept_rows"]

@@ -232,16 +232,28 @@ def progress_bar(name: str, total: int, *, quiet: bool = False) -> Iterator[Prog
 
 def _plain(parameters: Any) -> dict[str, Any]:
     """Return parameters as JSON holds them; paths become absolute, so that a folder means the same files later."""
-    return json.loads(json.dumps(dataclasses.asdict(parameters), default=lambda path: str(Path(path).absolute())))
+    plain = json.loads(json.dumps(dataclasses.asdict(parameters), default=lambda path: str(Path(path).absolute())))
+    return {**plain, **{name: str(path.absolute()) for name, path in _files(parameters).items()}}
+
+
+def _files(parameters: Any) -> dict[str, Path]:
+    """Return the files and folders that parameters name: fields that are paths, and those that may be a word too."""
+    named = {
+        name: Path(value).expanduser()
+        for name, value in vars(parameters).items()
+        if isinstance(value, Path)
+        or (name in ("pictures", "weights", "checkpoint") and isinstance(value, str) and value)
+    }
+    words = {name for name, path in named.items() if str(path) == "embedded" or ":" in str(path)}
+    return {name: path for name, path in named.items() if name not in words}
 
 
 def _digests(parameters: Any) -> dict[str, str]:
     """Return a digest of every file or folder that a parameter names: a changed file is another study."""
     found = {}
-    for name, value in vars(parameters).items():
+    for name, path in _files(parameters).items():
         try:
-            path = Path(value).expanduser() if isinstance(value, (str, Path)) and value else None
-            if path is None or not path.exists():
+            if not path.exists():
                 continue
             digest = hashlib.sha256()
             if path.is_file():

@@ -12,7 +12,14 @@ from cnninv_jax.limits.fidelity import (
 from cnninv_jax.limits.laws import FilterLaw, Moments
 from cnninv_jax.limits.layers import AvgPool, ChannelMean, Conv, L2Pool, Upsample
 from cnninv_jax.limits.rates import local_variation, theorem_2, theorem_6, theorem_8, theorem_8_refined
-from cnninv_jax.limits.routes import ReceptiveField, constant, receptive_field, route_counts, weighted_norm
+from cnninv_jax.limits.routes import (
+    ReceptiveField,
+    constant,
+    receptive_field,
+    route_counts,
+    route_factors,
+    weighted_norm,
+)
 from cnninv_jax.limits.values import convergence_maps, convergence_value
 
 __all__ = [
@@ -35,6 +42,7 @@ __all__ = [
     "random_output",
     "receptive_field",
     "route_counts",
+    "route_factors",
     "sine_angle",
     "theorem_2",
     "theorem_3",

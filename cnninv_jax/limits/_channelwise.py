@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cnninv_jax._typing import Array, Float
+from cnninv_jax.limits._kernel import insert_zeros, root, window_means
 from cnninv_jax.limits.layers import AvgPool, L2Pool, Step, Upsample
 from cnninv_jax.operators._patches import unfold
 
@@ -44,12 +45,10 @@ def channelwise(maps: Float[Array, " M *D"], layer: Geometry) -> Float[Array, " 
     if layer.kind is Upsample:
         return upsample(maps, layer.stride)
     if layer.kind is AvgPool:
-        return _window_sums(maps, layer) / math.prod(layer.length)
+        return window_means(maps, layer.length, layer.stride, layer.margins)
     assert layer.kind is L2Pool
-    energy = _window_sums(jnp.square(maps), layer)
-    # The guard stands inside the root, whose slope at zero would make gradients NaN.
-    present = energy > 0
-    return jnp.where(present, jnp.sqrt(jnp.where(present, energy, 1)), 0)
+    means = window_means(jnp.square(maps), layer.length, layer.stride, layer.margins)
+    return root(means) * math.sqrt(math.prod(layer.length))
 
 
 def through(maps: Float[Array, " M *D"], layers: tuple[Geometry, ...]) -> Float[Array, " M *n"]:
@@ -59,26 +58,13 @@ def through(maps: Float[Array, " M *D"], layers: tuple[Geometry, ...]) -> Float[
 
 def upsample(maps: Float[Array, " M *D"], factor: tuple[int, ...]) -> Float[Array, " M *n"]:
     """Put zeros behind every entry, along every axis but the first."""
-    return lax.pad(maps, jnp.zeros((), maps.dtype), ((0, 0, 0), *((0, by - 1, by - 1) for by in factor)))
+    return insert_zeros(maps, factor)
 
 
 def patches(maps: Float[Array, " M *D"], conv: Geometry) -> Float[Array, " M*prod(ell) prod(n)"]:
     """Return what the windows of a convolution see, a column each."""
     padded = lax.pad(maps, jnp.zeros((), maps.dtype), ((0, 0, 0), *((*margin, 0) for margin in conv.margins)))
     return unfold(padded, conv).reshape(-1, math.prod(conv.shifts))
-
-
-def _window_sums(maps: Float[Array, " M *D"], layer: Geometry) -> Float[Array, " M *n"]:
-    """Sum over every window: one axis after the other, by the strided slices of its entries."""
-    for axis, (size, step, count) in enumerate(zip(layer.length, layer.stride, layer.shifts, strict=True), start=1):
-        if size == step:
-            apart = (*maps.shape[:axis], count, size, *maps.shape[axis + 1 :])
-            maps = jnp.sum(maps.reshape(apart), axis=axis + 1)
-            continue
-        reach = (count - 1) * step + 1
-        slices = (lax.slice_in_dim(maps, start, start + reach, step, axis=axis) for start in range(size))
-        maps = functools.reduce(jnp.add, slices)
-    return maps
 
 
 __all__ = ["Geometry", "channelwise", "patches", "through", "upsample"]

@@ -167,7 +167,8 @@ def root(gram: Float[Array, "n n"]) -> Float[Array, "n n"]:
     _, rows = lax.scan(panel, start, None, length=-(-size // width))
     factor = rows.reshape(-1, size)[:size]
     norms = jnp.sum(jnp.square(factor), axis=0)
-    scale = jnp.where(alive, deviations * lax.rsqrt(jnp.where(alive, norms, 1)), 0)
+    # What is not finite in the maps comes out again: a comparison with NaN is false, here as above.
+    scale = jnp.where(alive, deviations * lax.rsqrt(jnp.where(alive, norms, 1)), jnp.where(variances == 0, 0, jnp.nan))
     return factor * scale[None, :]
 
 

@@ -55,13 +55,13 @@ def kappa(rho: Float[Array, " *any"]) -> Float[Array, " *any"]:
         rho: a cosine; |rho| <= 1 is the caller's.
     """
     t = 1 - jnp.abs(rho)
-    return jnp.maximum(rho, 0) + t * jnp.sqrt(t) * _polynomial(0, t)
+    return jnp.maximum(rho, 0) + t * root(t) * _polynomial(0, t)
 
 
 def kappa_slope(rho: Float[Array, " *any"]) -> Float[Array, " *any"]:
     """Return the derivative 1 - arccos(rho) / pi, which is finite at both ends."""
     t = 1 - jnp.abs(rho)
-    angle = jnp.sqrt(t) * _polynomial(1, t)
+    angle = root(t) * _polynomial(1, t)
     return jnp.where(rho < 0, angle, 1 - angle)
 
 
@@ -92,13 +92,14 @@ def relu_covariance(
 @relu_covariance.defjvp
 def _relu_covariance_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     covariance, first, second, first_inverse, second_inverse = primals
-    rho = jnp.clip(covariance * (first_inverse * second_inverse), -1.0, 1.0)
-    value = first * second * kappa(rho)
+    value = relu_covariance(*primals)
+    # Once more, and differentiably: the inverses that are given are constants to a second derivative.
+    rho = jnp.clip(covariance * (_reciprocal(first) * _reciprocal(second)), -1.0, 1.0)
     # d kappa / d rho = 1 - arccos(rho) / pi, and kappa - rho kappa' = sqrt(1 - rho^2) / pi. Where z or z' is zero there
     # is no angle; the derivative that is taken there is zero.
     present = first_inverse * second_inverse > 0
     slope = jnp.where(present, kappa_slope(rho), 0.0)
-    across = jnp.where(present, jnp.sqrt((1 - rho) * (1 + rho)) / math.pi, 0.0)
+    across = jnp.where(present, root((1 - rho) * (1 + rho)) / math.pi, 0.0)
     return value, slope * tangents[0] + across * (second * tangents[1] + first * tangents[2])
 
 
@@ -112,7 +113,10 @@ def root(squares: Float[Array, " *any"]) -> Float[Array, " *any"]:
 
 def inverse(norms: Float[Array, " *any"]) -> Float[Array, " *any"]:
     """Return 1 / norms, and 0 where they are 0; a constant to differentiation, as `relu_covariance` expects it."""
-    norms = lax.stop_gradient(norms)
+    return _reciprocal(lax.stop_gradient(norms))
+
+
+def _reciprocal(norms: Array) -> Array:
     return jnp.where(norms == 0, 0.0, 1 / jnp.where(norms == 0, 1.0, norms))
 
 

@@ -124,7 +124,7 @@ def random_filters(
     *,
     width: int | None = None,
     filters: Laws = "gaussian",
-    dtype: jax.typing.DTypeLike = jnp.float32,
+    dtype: jax.typing.DTypeLike | None = None,
 ) -> tuple[FilterBank, ...]:
     """Return the filters of every convolution, [N_i, M_i, *ell_i], that plain sampling draws from this key.
 
@@ -134,7 +134,8 @@ def random_filters(
         layers: the network.
         width: channels of the convolutions that do not say how many they have.
         filters: the law of the filters, or one for each convolution.
-        dtype: of the filters; in a draw, that of the picture.
+        dtype: of the filters; in a draw it is the picture's, and other dtypes mean other random bits. JAX's default
+            float for None.
 
     Raises:
         ValueError: as `random_output`.

@@ -118,6 +118,8 @@ def laws_of(filters: Laws, steps: Sequence[Step]) -> tuple[FilterLaw | Moments, 
         ValueError: unknown, or not as many as there are convolutions.
     """
     count = sum(isinstance(step.layer, Conv) for step in steps)
+    if not isinstance(filters, (str, FilterLaw, Moments, Sequence)):
+        raise ValueError(f"expected a law of filters: a name, a FilterLaw or Moments, got {filters!r}; give one")
     each = (filters,) * count if isinstance(filters, (str, FilterLaw, Moments)) else tuple(filters)
     if len(each) != count:
         raise ValueError(f"expected one law of filters, or one for each of the {count} convolutions, got {len(each)}")

@@ -131,6 +131,8 @@ def plan(layers: Network, image_shape: Sequence[int]) -> tuple[Step, ...]:
     Raises:
         ValueError: not a network, or one that does not fit the picture.
     """
+    if not isinstance(layers, Sequence) or isinstance(layers, str):
+        raise ValueError(f"expected a network as a tuple of layers, got {layers!r}; put it into one: (Conv(3),)")
     described = tuple(layers)
     if described and isinstance(described[-1], ChannelMean):
         described = described[:-1]
@@ -166,6 +168,8 @@ def _step(layer: Layer, index: int, shape: tuple[int, ...], name: str) -> Step:
     if isinstance(layer, Conv):
         window = per_axis(layer.length, rank, f"the length of {name}")
         stride = per_axis(layer.stride, rank, f"the stride of {name}")
+        if layer.channels is not None and not isinstance(layer.channels, int):
+            raise ValueError(f"expected the channels of {name} to be a whole number, got {layer.channels!r}; give one")
         if layer.channels is not None:
             per_axis(layer.channels, 1, f"the channels of {name}")
         if layer.padding not in ("valid", "same"):

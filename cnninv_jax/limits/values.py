@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,12 @@ def _walk(image: ArrayLike, layers: Network, filters: Laws) -> tuple[tuple[Array
         if isinstance(step.layer, Conv):
             factor *= moments[step.convolution].k2
         scales.append(factor)
-    return _squares(picture, steps), scales, moments[-1].k1 / math.sqrt(moments[-1].k2)
+    # The limit knows no channels: one program serves descriptions of every width.
+    bare = tuple(
+        step._replace(layer=replace(step.layer, channels=None)) if isinstance(step.layer, Conv) else step
+        for step in steps
+    )
+    return _squares(picture, bare), scales, moments[-1].k1 / math.sqrt(moments[-1].k2)
 
 
 # Compiled here, so that a call from a notebook does not compile a stage at a time, and again each time.

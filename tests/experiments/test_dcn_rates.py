@@ -208,7 +208,7 @@ def test_filters_on_the_sphere_have_their_own_constant():
 
 def test_a_bound_that_is_too_small_is_seen():
     images = jnp.asarray(np.random.default_rng(0).uniform(0.2, 1, (2, 1, 8, 8)), jnp.float32)
-    p = checked(dataclasses.replace(SMALL, delta=0.1))
+    p = checked(dataclasses.replace(SMALL, widths=(64, 512, 4096, 32768), delta=0.1))
     bound = bounds_of(Kind(2, 2, True), images, p)
     assert list(bound) == ["theorem_8", "theorem_2", "refined"]
     assert all(value.shape == (4, 2) for value in bound.values())
@@ -216,9 +216,12 @@ def test_a_bound_that_is_too_small_is_seen():
     assert np.all(bound["refined"] <= bound["theorem_8"] * (1 + 1e-6))
     # Draws whose sines are three quarters and one and a half of Thm 8's bound, in turns.
     sines = [row[None] * np.array([0.75, 1.5] * 30)[:, None] for row in bound["theorem_8"]]
+    tested = 60 * np.count_nonzero(bound["theorem_8"] < 1)
+    assert 0 < tested < 480
     held = Simulated(Kind(2, 2, True), images, [60] * 4, *[(np.ones(4), np.ones(4))] * 3, sines)
     found = compare_bounds(p, held)["theorem_8"]
-    assert (found["violated"], found["compared"]) == (240, 480)
+    # A sine is never above a bound of 1 or more, so that such bounds are not put to the test.
+    assert (found["violated"], found["compared"]) == (tested // 2, tested)
     np.testing.assert_allclose(found["looseness"], 1 / 1.5, rtol=1e-6)
     assert found["speaks_from"] is None or bound["theorem_8"][list(p.widths).index(found["speaks_from"])].max() < 1
     one = bounds_of(Kind(1, 3, False), images, p)["theorem_6"]
@@ -272,7 +275,7 @@ def test_the_study_on_disk(study):
         if rate["depth"] == 1:
             assert abs(rate["theorem_6"]["ratio"] - 1) < 5 * rate["theorem_6"]["standard_error"] < 1
         for bound in found["bounds"][name].values():
-            assert bound["compared"] == 24 * 4 * 2
+            assert bound["compared"] <= 24 * 4 * 2
             assert bound["violated"] <= 0.05 * bound["compared"]
     cosine, bound = (np.array(found["angles"][kind]) for kind in ("cosine", "bound"))
     assert cosine.shape == (2, 2, 2)

@@ -146,3 +146,37 @@ def test_the_cli_resumes_a_study_and_refuses_an_unknown_one(tmp_path, capsys, mo
         json.dumps({"study": "nothing", "parameters": {}, "seed": 0, "precision": "float32"})
     )
     assert "expected a study out of" in refused(capsys, "resume", tmp_path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Photographs:
+    pictures: str = "embedded"
+    """Folder."""
+    filters: str = "gaussian"
+    """Law."""
+
+
+def test_a_relative_folder_means_the_same_from_elsewhere_and_words_are_no_folders(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"one")
+    for word in ("gaussian", "embedded", "elsewhere"):
+        (tmp_path / word).mkdir()
+    monkeypatch.chdir(tmp_path)
+    squares = Squares()
+    study = Study(
+        "squares", "Squares", "-", Photographs, lambda p, o, f: squares.compute(Sizes(), o, f), lambda *_: Figure()
+    )
+    outcome = reproduce_study(study, Photographs("photos"), StudyOptions(out=tmp_path / "run"))
+    spec = json.loads((outcome.folder / "study.json").read_text())
+    assert spec["parameters"]["pictures"] == str(tmp_path / "photos")
+    assert list(spec["files"]) == ["pictures"]
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    _, held, options = read_study(outcome.folder)
+    reproduce_study(study, restored(Photographs, held), options)
+    assert squares.computed == 1
+    assert "files" not in json.loads(
+        (reproduce_study(study, Photographs(), StudyOptions(out=tmp_path / "other")).folder / "study.json").read_text()
+    )
+    (tmp_path / "photos" / "b.png").write_bytes(b"two")
+    with pytest.raises(ResultError, match="another study"):
+        reproduce_study(study, restored(Photographs, held), options)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnninv_jax.limits import AvgPool, ChannelMean, Conv, FilterLaw, L2Pool, Moments, Upsample
+from cnninv_jax.limits import AvgPool, ChannelMean, Conv, FilterLaw, L2Pool, Moments, Upsample, convergence_value
 from cnninv_jax.limits import draws as module
 from cnninv_jax.limits._drawing import drawing
 from cnninv_jax.limits.draws import random_filters, random_maps, random_output
@@ -119,7 +119,7 @@ def test_blocks_are_bounded_and_cover_the_bank():
 def test_one_law_for_each_convolution():
     layers = (Conv(2, 3), Conv(2, 3))
     laws = (FilterLaw("sphere", 2.0), FilterLaw("uniform", 1 / math.sqrt(3)))
-    first, second = random_filters(jax.random.key(0), (2, 9), layers, filters=laws)
+    first, second = random_filters(jax.random.key(0), (2, 9), layers, filters=laws, dtype=jnp.float32)
     np.testing.assert_allclose(np.sum(np.square(first), axis=(1, 2)), 16.0, rtol=1e-5)
     assert np.abs(second).max() <= 1
     x = picture((2, 9))
@@ -277,3 +277,24 @@ def test_refused_sampling():
 def test_an_integer_picture_becomes_floating():
     x = jnp.arange(8).reshape(1, 8)
     assert jnp.issubdtype(random_output(jax.random.key(0), x, (Conv(2, 3),)).dtype, jnp.floating)
+
+
+@pytest.mark.parametrize(
+    "layers", [(Conv(3, 8), L2Pool(2), Conv(2, 8)), (Conv(3, 512), Conv(2, 512), Conv(2, 512))], ids=["pool", "wide"]
+)
+@pytest.mark.parametrize("sampling", ["plain", "gram"])
+def test_what_is_not_finite_stays_so(layers, sampling):
+    x = jnp.ones((1, 12), jnp.float32).at[0, 3].set(jnp.nan)
+    found = np.asarray(random_output(jax.random.key(0), x, layers, sampling=sampling))
+    limit = np.asarray(convergence_value(x, layers))
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(limit))
+
+
+@pytest.mark.parametrize("law", ["gaussian", "laplace", "uniform"])
+def test_filters_are_those_of_a_picture_in_the_default_dtype(law):
+    x = jnp.linspace(0.1, 1, 12)[None]
+    layers = (Conv(3, 4),)
+    (bank,) = random_filters(jax.random.key(1), x.shape, layers, filters=law)
+    (maps,) = random_maps(jax.random.key(1), x, layers, filters=law)
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(x)[0], 3)
+    np.testing.assert_allclose(maps, np.maximum(np.asarray(bank)[:, 0] @ windows.T, 0), rtol=1e-5, atol=1e-6)

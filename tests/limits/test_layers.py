@@ -117,6 +117,8 @@ def test_descriptions_are_static():
         ((Conv(1), L2Pool(3), Conv(1)), (1, 6, 8), r"layer 2, L2Pool \(window 3, stride 3\) to tile axis 1.*6 or 9"),
         ((Conv(5),), (1, 4), "layer 1, Conv .*whose length is 4; a length of 5 would fit"),
         ((AvgPool(4, 2), Conv(1)), (1, 3), "a length of 4 would fit"),
+        (Conv(3), (1, 8), "a network as a tuple of layers, got Conv"),
+        ((Conv(3, channels=(4,)),), (1, 8), "the channels of layer 1, Conv to be a whole number"),
     ],
     ids=lambda value: None if not isinstance(value, str) else value[:24],
 )

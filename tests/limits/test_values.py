@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cnninv_jax.limits import values
 from cnninv_jax.limits.laws import FilterLaw, Moments
 from cnninv_jax.limits.layers import AvgPool, ChannelMean, Conv, L2Pool, Upsample, plan
 from cnninv_jax.limits.values import convergence_maps, convergence_value
@@ -151,3 +152,25 @@ def test_maps_have_the_sizes_of_the_plan_and_end_in_the_value():
 def test_refusals(layers, filters, message):
     with pytest.raises(ValueError, match=message):
         convergence_value(picture(), layers, filters=filters)
+
+
+def test_second_derivatives_are_finite_and_those_of_differences():
+    layers = (Conv(3, padding="same"), AvgPool(2), Conv(1))
+    x = jnp.asarray(np.random.default_rng(0).uniform(0.2, 1, (1, 6)))
+
+    def total(z):
+        return jnp.sum(convergence_value(z, layers))
+
+    hessian = np.asarray(jax.hessian(total)(x)).reshape(6, 6)
+    step = 1e-5 * np.eye(6)
+    gradient = jax.jit(jax.grad(total))
+    differences = [(gradient(x + row[None]) - gradient(x - row[None]))[0] / 2e-5 for row in step]
+    np.testing.assert_allclose(hessian, differences, rtol=1e-4, atol=1e-6)
+
+
+def test_one_program_serves_every_width():
+    x = jnp.ones((1, 9))
+    before = values._squares._cache_size()
+    for width in (3, 5, None):
+        convergence_value(x, (Conv(3, width), Conv(2, width)))
+    assert values._squares._cache_size() == before + 1
