@@ -236,6 +236,7 @@ def test_under_jit_vmap_and_scan():
     np.testing.assert_allclose(expected, exact, atol=1e-3 * np.abs(exact).max())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120, method="thread")  # a signal would not reach native code that waits
 @pytest.mark.parametrize("devices", [2, 4])
 def test_inside_shard_map_on_several_devices(devices):

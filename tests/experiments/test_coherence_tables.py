@@ -107,6 +107,7 @@ def tiny(monkeypatch):
     return layers
 
 
+@pytest.mark.slow
 def test_table_with_learned_filters(tiny, tmp_path):
     rng = np.random.default_rng(7)
     kernel = rng.standard_normal((8, 3, 3, 3)).astype(np.float32)

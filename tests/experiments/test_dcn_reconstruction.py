@@ -120,6 +120,7 @@ def test_typical_reconstructions_are_those_of_the_network_nearest_to_the_mean(fo
     assert shown["mean"]["colour"].shape == (2, 16, 16)
 
 
+@pytest.mark.slow
 def test_pictures_come_in_another_size_and_outputs_are_enlarged(tmp_path):
     small = setting(4, side=8)
     todo = work([small])

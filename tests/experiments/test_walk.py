@@ -42,6 +42,7 @@ def shifted(bank):
     return largest
 
 
+@pytest.mark.slow
 def test_numbers_of_an_unknown_checkpoint(tmp_path):
     rng = np.random.default_rng(0)
     bank = rng.standard_normal((6, 2, 3, 3)).astype(np.float32)

@@ -152,6 +152,7 @@ def z_scores(first, second):
     return (first.mean(0) - second.mean(0)) / np.sqrt((first.var(0) + second.var(0)) / DRAWS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["1d", "2d"])
 def test_same_law_as_plain_sampling(name, gram_everywhere):
     layers, shape = NETWORKS[name]

@@ -211,6 +211,7 @@ def test_lambda_of_flat_pictures_is_one():
     np.testing.assert_allclose(rates.local_variation(one_hot, layers), np.sqrt([3, 2, 2]), rtol=RTOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_lambda_with_the_norm_of_a_dense_matrix(name, monkeypatch):
     layers, shape, _ = NETWORKS[name]

@@ -167,6 +167,7 @@ def test_gram_takes_the_path_of_direct_everywhere(seed, step):
     compare(ops, jax.vmap(synthesis)(ops, jnp.asarray(made)), 3, step=step, num_steps=40)
 
 
+@pytest.mark.slow
 def test_gram_is_held_to_its_own_oracle():
     """Against the dense loop at the paper's size, not against the other method."""
     op, x, code = problem(1, (96, 32, 5), 32, 10)
@@ -219,9 +220,10 @@ def test_sharded_over_devices():
     np.testing.assert_allclose(split(ops, xs).code, expected.code, atol=CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "method"),
-    [("unit", "auto"), ("normalized", "direct"), pytest.param("safe", "direct", marks=pytest.mark.slow)],
+    [("unit", "auto"), ("normalized", "direct"), pytest.param("safe", "direct")],
 )
 def test_gradient_is_that_of_finite_differences(step, method):
     if not WIDE:
@@ -284,6 +286,7 @@ def test_safe_step_never_lets_the_residual_grow():
     assert norms[-1] < 0.9
 
 
+@pytest.mark.slow
 def test_normalized_step_is_the_papers():
     """Blumensath and Davies 2010, Alg. 1, in NumPy: step, safeguard and all."""
     op, x, _ = problem(11, (12, 2, 3), 14, 5)

@@ -251,6 +251,7 @@ def test_the_objective_never_rises_from_a_step_far_too_long():
     assert objectives[-1] < 0.9 * objectives[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not X64, reason="finite differences need float64")
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
 def test_derivatives_of_the_code(mode):

@@ -83,6 +83,7 @@ def test_layers_forth_and_back_by_hand():
     np.testing.assert_allclose(found.composed_errors[-1], found.errors[-1], atol=CLOSE)
 
 
+@pytest.mark.slow
 def test_orthonormal_layers_lose_nothing():
     """Filters of one tap that form an orthonormal basis, all blocks kept: x comes back from the top."""
     rng = np.random.default_rng(3)
@@ -110,6 +111,7 @@ def test_layers_fed_with_codes():
     np.testing.assert_allclose(found.reconstructions[0], synthesis(first, jnp.asarray(above)), atol=CLOSE)
 
 
+@pytest.mark.slow
 def test_layers_under_jit_vmap_and_grad():
     ops, ks, pools = stack(), (12, 8, 4), (2, 2, None)
     xs = jax.random.normal(jax.random.key(1), (2, *ops[0].input_shape), DTYPE)

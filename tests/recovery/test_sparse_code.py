@@ -89,6 +89,7 @@ def test_batches_and_derivatives():
         np.testing.assert_allclose(jnp.sum(gradient * direction), slope, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_signal_that_is_not_finite_is_reported():
     op, x = make()
     found = jax.jit(lambda x: sparse_code(op, x, 3, 0.1, pool=2))(x.at[0, 0, 0].set(jnp.nan))

@@ -30,6 +30,7 @@ def first_entries(code, count):
     return dataclasses.replace(code, blocks=code.blocks[:count], shifts=code.shifts[:count], values=code.values[:count])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("active", "pool"), [(1, None), (3, 3), (5, None)])
 def test_readings_are_those_of_the_code_with_so_many_entries(active, pool):
     op = conv_operator(bank_of(0), 9)

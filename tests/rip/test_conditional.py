@@ -193,6 +193,7 @@ def test_nested_maps_and_single_draws_take_the_branch_too():
         np.testing.assert_allclose(single[name], flat[name][busy], rtol=tolerance_of(dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.float32
 def test_a_draw_is_a_function_of_its_key_alone():
     """vmap widths change the order of sums only; the random numbers are the same to the last bit."""

@@ -167,6 +167,7 @@ def test_witness_proves_the_lower_bound(k, members, padding):
     np.testing.assert_allclose(abs(energy - 1.0), float(result.lower), atol=5e-6)
 
 
+@pytest.mark.slow
 def test_three_numbers_are_in_order_where_all_are_known():
     for k in (2, 3):
         _, result = larger(k)
@@ -207,6 +208,7 @@ def test_norms_count_without_any_overlap():
     np.testing.assert_allclose([float(result.lower), float(result.exact), float(result.upper)], 3.0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_constant_above_one_is_reported():
     op = conv_operator(jnp.ones((3, 1, 1)), 2)
     # Three equal filters: G_S is the matrix of ones, with eigenvalue 3.
