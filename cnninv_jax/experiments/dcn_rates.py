@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
+#: Draws of a width from which a standard error may pass for known.
+FEWEST_DRAWS = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class RatesParameters:
@@ -124,8 +127,12 @@ def checked(p: RatesParameters) -> RatesParameters:
             f"expected at least {FEWEST} values of --widths, for a slope with a bend and a degree of freedom, "
             f"got {p.widths}"
         )
-    if min(p.num_draws, draws_at(p, max(p.widths))) < 2:
-        raise ValueError(f"expected --num-draws of at least 2, for standard errors, got {p.num_draws}")
+    fewest = min(p.num_draws, draws_at(p, max(p.widths)))
+    if fewest < FEWEST_DRAWS:
+        raise ValueError(
+            f"expected --num-draws to leave {FEWEST_DRAWS} draws at every width, since intervals take their errors as "
+            f"known, got {fewest} at N = {max(p.widths)} with --num-draws {p.num_draws}; ask for more"
+        )
     if not 0 < p.delta < 1:
         raise ValueError(f"expected --delta between 0 and 1, got {p.delta}")
     if p.law not in ("gaussian", "sphere"):

@@ -208,7 +208,7 @@ def test_filters_on_the_sphere_have_their_own_constant():
 
 def test_a_bound_that_is_too_small_is_seen():
     images = jnp.asarray(np.random.default_rng(0).uniform(0.2, 1, (2, 1, 8, 8)), jnp.float32)
-    p = checked(dataclasses.replace(SMALL, widths=(64, 512, 4096, 32768), delta=0.1))
+    p = checked(dataclasses.replace(SMALL, widths=(64, 512, 4096, 32768), num_draws=200, delta=0.1))
     bound = bounds_of(Kind(2, 2, True), images, p)
     assert list(bound) == ["theorem_8", "theorem_2", "refined"]
     assert all(value.shape == (4, 2) for value in bound.values())
