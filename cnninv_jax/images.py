@@ -52,7 +52,9 @@ def to_grey(picture: ArrayLike) -> Float[Array, " *batch H W"]:
     rgb = _pixels(picture, "picture")
     channels = rgb.shape[-3] if rgb.ndim >= 3 else None
     if channels not in (1, 3):
-        raise ValueError(f"expected a picture [..., 3, H, W] or [..., 1, H, W], got shape {rgb.shape}")
+        raise ValueError(
+            f"expected a picture [..., 3, H, W] or [..., 1, H, W], got shape {rgb.shape}; put channels first"
+        )
     if channels == 1:
         return rgb[..., 0, :, :]
     red, green, blue = (weight * rgb[..., i, :, :] for i, weight in enumerate(LUMINANCE))
@@ -179,7 +181,9 @@ def _pixels(value: ArrayLike, name: str) -> Array:
 def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
     first, second = _pixels(a, "first picture"), _pixels(b, "second picture")
     if first.shape != second.shape:
-        raise ValueError(f"expected two pictures of one shape, got {first.shape} and {second.shape}")
+        raise ValueError(
+            f"expected two pictures of one shape, got {first.shape} and {second.shape}; crop or resize one"
+        )
     dtype = wider(first.dtype, second.dtype)
     return first.astype(dtype), second.astype(dtype)
 

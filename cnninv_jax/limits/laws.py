@@ -122,7 +122,9 @@ def laws_of(filters: Laws, steps: Sequence[Step]) -> tuple[FilterLaw | Moments, 
         raise ValueError(f"expected a law of filters: a name, a FilterLaw or Moments, got {filters!r}; give one")
     each = (filters,) * count if isinstance(filters, (str, FilterLaw, Moments)) else tuple(filters)
     if len(each) != count:
-        raise ValueError(f"expected one law of filters, or one for each of the {count} convolutions, got {len(each)}")
+        raise ValueError(
+            f"expected one law of filters, or one for each of the {count} convolutions, got {len(each)}; give as many"
+        )
     for law in each:
         if not isinstance(law, (str, FilterLaw, Moments)):
             raise ValueError(f"expected a law of filters: a name, a FilterLaw or Moments, got {law!r}")

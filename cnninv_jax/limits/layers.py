@@ -168,7 +168,7 @@ def _step(layer: Layer, index: int, shape: tuple[int, ...], name: str) -> Step:
     if isinstance(layer, Conv):
         window = per_axis(layer.length, rank, f"the length of {name}")
         stride = per_axis(layer.stride, rank, f"the stride of {name}")
-        if layer.channels is not None and not isinstance(layer.channels, int):
+        if layer.channels is not None and not hasattr(layer.channels, "__index__"):
             raise ValueError(f"expected the channels of {name} to be a whole number, got {layer.channels!r}; give one")
         if layer.channels is not None:
             per_axis(layer.channels, 1, f"the channels of {name}")
