@@ -69,7 +69,7 @@ def test_other_laws_have_no_limit(tmp_path):
 
 @pytest.mark.slow
 def test_similarity_falls_with_kernel_size(tmp_path):
-    p = KernelParameters(size=32, num_networks=12, lengths=(3, 7, 11, 15), show=1)
+    p = KernelParameters(size=32, num_networks=30, lengths=(3, 7, 11, 15), show=1)
     found = study(tmp_path / "out", p).report["findings"]
     assert all(found["variants"][variant]["trend"]["verdict"] == "agrees" for variant in ("conv", "mean"))
     assert found["variants"]["mean"]["trend"]["along"] == 3
