@@ -217,14 +217,6 @@ def _cropped(step: Step, inside: Frame, outside: Frame) -> Frame:
     )
 
 
-def _framed(maps: Array, frame: Frame) -> Array:
-    """Put zeros around the spatial axes, or take entries away."""
-    if not any(low or high for low, high in frame):
-        return maps
-    config = [(0, 0, 0)] * (maps.ndim - len(frame)) + [(low, high, 0) for low, high in frame]
-    return lax.pad(maps, jnp.zeros((), maps.dtype), config)
-
-
 def _channel_sum(first: Array, second: Array) -> Array:
     """Return the sum of first * second over the channels; of few channels by additions, which XLA fuses."""
     if first.shape[0] > 16:
@@ -252,12 +244,12 @@ def propagate(
     assert stage.pool is not None
     walk, pool, frames = walk_of(stage), stage.pool, frames_of(stage)
     rank, dtype = len(pool.inputs), source.dtype
-    source = _framed(source, frames[0])
+    source = _kernel.framed(source, frames[0])
     moving = _Padded(source, walk.before[:, 0]) if picture else None
     norms: dict[int, tuple[Array, Array, _Padded, _Padded]] = {}
     for at, (step, variance) in enumerate(zip(stage.steps, maps, strict=True)):
         if isinstance(step.layer, Conv):
-            norm = _framed(_kernel.root(variance), frames[at + 1])
+            norm = _kernel.framed(_kernel.root(variance), frames[at + 1])
             inverse = _kernel.inverse(norm)
             lags = walk.before[:, at + 1]
             norms[at] = (norm, inverse, _Padded(norm, lags), _Padded(inverse, lags))
@@ -278,7 +270,9 @@ def propagate(
             band = apart(lambda start, moving=moving: _channel_sum(source, moving.at(start)), before[0])
         for at, step in enumerate(stage.steps):
             if isinstance(step.layer, Upsample):
-                band = _framed(_kernel.insert_zeros(band, step.stride), _cropped(step, frames[at], frames[at + 1]))
+                band = _kernel.framed(
+                    _kernel.insert_zeros(band, step.stride), _cropped(step, frames[at], frames[at + 1])
+                )
                 band = jnp.where(row["alive"][at], band, 0)
                 continue
 

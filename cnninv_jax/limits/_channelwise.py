@@ -7,10 +7,9 @@ import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
 
 from cnninv_jax._typing import Array, Float
-from cnninv_jax.limits._kernel import insert_zeros, root, window_means
+from cnninv_jax.limits._kernel import framed, insert_zeros, root, window_means
 from cnninv_jax.limits.layers import AvgPool, L2Pool, Step, Upsample
 from cnninv_jax.operators._patches import unfold
 
@@ -43,7 +42,7 @@ class Geometry(NamedTuple):
 def channelwise(maps: Float[Array, " M *D"], layer: Geometry) -> Float[Array, " M *n"]:
     """Apply one pooling or upsampling layer; the gradient of an l2 norm at zero is zero."""
     if layer.kind is Upsample:
-        return upsample(maps, layer.stride)
+        return insert_zeros(maps, layer.stride)
     if layer.kind is AvgPool:
         return window_means(maps, layer.length, layer.stride, layer.margins)
     assert layer.kind is L2Pool
@@ -56,15 +55,9 @@ def through(maps: Float[Array, " M *D"], layers: tuple[Geometry, ...]) -> Float[
     return functools.reduce(channelwise, layers, maps)
 
 
-def upsample(maps: Float[Array, " M *D"], factor: tuple[int, ...]) -> Float[Array, " M *n"]:
-    """Put zeros behind every entry, along every axis but the first."""
-    return insert_zeros(maps, factor)
-
-
 def patches(maps: Float[Array, " M *D"], conv: Geometry) -> Float[Array, " M*prod(ell) prod(n)"]:
     """Return what the windows of a convolution see, a column each."""
-    padded = lax.pad(maps, jnp.zeros((), maps.dtype), ((0, 0, 0), *((*margin, 0) for margin in conv.margins)))
-    return unfold(padded, conv).reshape(-1, math.prod(conv.shifts))
+    return unfold(framed(maps, conv.margins), conv).reshape(-1, math.prod(conv.shifts))
 
 
-__all__ = ["Geometry", "channelwise", "patches", "through", "upsample"]
+__all__ = ["Geometry", "channelwise", "patches", "through"]

@@ -17,7 +17,8 @@ from jax import lax
 
 from cnninv_jax._numerics import matmul
 from cnninv_jax._typing import Array, Float
-from cnninv_jax.limits._channelwise import Geometry, patches, through, upsample
+from cnninv_jax.limits._channelwise import Geometry, patches, through
+from cnninv_jax.limits._kernel import framed, insert_zeros
 from cnninv_jax.limits.layers import Upsample
 
 #: Pivots between two updates of the whole matrix.
@@ -66,12 +67,11 @@ def gram_of(
     shape = upsampling[0].inputs if upsampling else conv.inputs
     for layer in upsampling:
         for _ in range(2):  # rows, then columns, which the transposition makes rows
-            moments = upsample(moments.T.reshape(-1, *shape), layer.stride).reshape(-1, math.prod(layer.shifts))
+            moments = insert_zeros(moments.T.reshape(-1, *shape), layer.stride).reshape(-1, math.prod(layer.shifts))
         shape = layer.shifts
     rank = len(shape)
     moments = moments.reshape(*shape, *shape)
-    margins = [(*margin, 0) for margin in conv.margins]
-    moments = lax.pad(moments, jnp.zeros((), moments.dtype), margins * 2)
+    moments = framed(moments, conv.margins * 2)
     for axis, (ell, step, n) in enumerate(zip(conv.length, conv.stride, conv.shifts, strict=True)):
         reach = (n - 1) * step + 1
         total = None

@@ -126,7 +126,7 @@ def window_means(
     """Return the mean of every window, zeros outside of the maps included."""
     rank = len(window)
     lead = maps.ndim - rank
-    maps = _pad(maps, lead, margins)
+    maps = framed(maps, margins)
     for axis, (size, step) in enumerate(zip(window, stride, strict=True)):
         maps = _sums(maps, lead + axis, size, step)
     scale = math.prod(window)
@@ -144,10 +144,11 @@ def _sums(maps: Array, axis: int, window: int, stride: int) -> Array:
     return total
 
 
-def _pad(maps: Array, lead: int, margins: Sequence[tuple[int, int]]) -> Array:
-    if not any(before or after for before, after in margins):
+def framed(maps: Float[Array, " *batch_D"], frame: Sequence[tuple[int, int]]) -> Float[Array, " *batch_n"]:
+    """Put zeros before and after the maps on every spatial axis, or take entries away where a number is negative."""
+    if not any(before or after for before, after in frame):
         return maps
-    config = [(0, 0, 0)] * lead + [(before, after, 0) for before, after in margins]
+    config = [(0, 0, 0)] * (maps.ndim - len(frame)) + [(before, after, 0) for before, after in frame]
     return lax.pad(maps, jnp.zeros((), maps.dtype), config)
 
 

@@ -88,7 +88,7 @@ def of_another_network(folder, **changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["conv", pytest.param("deep")])
+@pytest.mark.parametrize("name", ["conv", "deep"])
 def test_the_bound_of_theorem_9_stands_beside_the_angle_where_it_applies(name, tmp_path):
     held, notes = of_another_network(tmp_path, architecture=name)
     # The theorem: the angle is at most the bound.

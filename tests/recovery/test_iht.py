@@ -110,8 +110,6 @@ GRAM_CASES = {
     "one shift": {"k": 2, "shape": (6, 8, 4), "size": 4, "step": 0.7, "num_steps": 20},
     "one step": {"k": 2, "shape": (6, 4, 3), "size": 8, "step": 1.0, "num_steps": 1},
 }
-#: Compiling takes seconds: these by default, the others with `-m slow`.
-BY_DEFAULT = ("hard", "stride")
 
 
 def compare(ops, xs, k, *, step, num_steps, nonnegative=False, tol=None):
@@ -128,7 +126,7 @@ def compare(ops, xs, k, *, step, num_steps, nonnegative=False, tol=None):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not WIDE, reason="paths of different rounding part where supports do not settle")
-@pytest.mark.parametrize("name", [name if name in BY_DEFAULT else pytest.param(name) for name in GRAM_CASES])
+@pytest.mark.parametrize("name", GRAM_CASES)
 def test_gram_takes_the_path_of_direct(name):
     options = dict(GRAM_CASES[name])
     k, step, num_steps = options.pop("k"), options.pop("step"), options.pop("num_steps")
@@ -223,7 +221,7 @@ def test_sharded_over_devices():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "method"),
-    [("unit", "auto"), ("normalized", "direct"), pytest.param("safe", "direct")],
+    [("unit", "auto"), ("normalized", "direct"), ("safe", "direct")],
 )
 def test_gradient_is_that_of_finite_differences(step, method):
     if not WIDE:

@@ -153,7 +153,7 @@ def larger(k, members=1, padding="valid"):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("k", "members", "padding"),
-    [(3, 1, "valid"), *(pytest.param(*sizes) for sizes in ((2, 2, "valid"), (3, 1, "same")))],
+    [(3, 1, "valid"), (2, 2, "valid"), (3, 1, "same")],
 )
 def test_witness_proves_the_lower_bound(k, members, padding):
     op, result = larger(k, members, padding)

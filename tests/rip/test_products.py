@@ -27,9 +27,9 @@ def sample(sampling, products):
     ("sampling", "products"),
     [
         ("plain", "bfloat16"),
-        pytest.param("plain", "tf32"),
-        pytest.param("conditional", "bfloat16"),
-        pytest.param("conditional", "tf32"),
+        ("plain", "tf32"),
+        ("conditional", "bfloat16"),
+        ("conditional", "tf32"),
     ],
 )
 def test_rounding_shows_and_is_as_small_as_it_must_be(sampling, products):
