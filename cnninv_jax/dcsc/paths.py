@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from cnninv_jax._numerics import matmul
 from cnninv_jax._typing import Array, Bool, Float, Int, PRNGKeyArray, Scalar
-from cnninv_jax.dcsc.layers import Layer, Layers, shapes
+from cnninv_jax.dcsc.model import Layer, Layers, shapes
 from cnninv_jax.operators import analysis, synthesis
 
 

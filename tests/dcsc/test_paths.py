@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnninv_jax.dcsc.layers import draw_signs, layers, respond, reverse_pass, shapes
+from cnninv_jax.dcsc.model import draw_signs, layers, respond, reverse_pass, shapes
 from cnninv_jax.dcsc.paths import path_outcome, path_tables
 
 
@@ -26,7 +26,7 @@ def model_of(depth, rank=1, padding="valid"):
 def pass_by_hand(model, x, truth, betas, soft):
     """Eq. (1) with plain NumPy comparisons; scores until the path is lost."""
     estimate, scores, noise = x, [], []
-    for layer, code, beta in zip(model, truth[1:], betas):
+    for layer, code, beta in zip(model, truth[1:], betas, strict=True):
         h = np.asarray(respond(layer, estimate))
         code = np.asarray(code)
         active = np.abs(code) > 0
@@ -57,7 +57,7 @@ def test_path_outcome_equals_the_pass(depth, rank, soft):
         scores, errors = pass_by_hand(signed, truth[0] + noise, truth, betas, soft)
         picked = [
             jnp.take(layer.signs.ravel(), where, mode="fill", fill_value=1)
-            for layer, where in zip(signed, tables.support)
+            for layer, where in zip(signed, tables.support, strict=True)
         ]
         outcome = path_outcome(tables, picked, betas, soft=soft)
         for level in range(depth):

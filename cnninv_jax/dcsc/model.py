@@ -80,7 +80,7 @@ def layers(
         raise ValueError("expected the filters of at least one layer, got none")
     if padding not in ("valid", "circular"):
         raise ValueError(
-            f"expected padding to be 'valid' or 'circular', got {padding!r}; atoms that a border crops have no unit norm"
+            f"expected padding to be 'valid' or 'circular', got {padding!r}; a border would crop atoms of unit norm"
         )
     steps = [1] * len(banks) if strides is None else list(strides)
     diagonals = [None] * len(banks) if signs is None else list(signs)
