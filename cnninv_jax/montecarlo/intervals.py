@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -46,6 +48,45 @@ def wilson(successes: ArrayLike, count: ArrayLike, level: float = 0.95) -> tuple
     low = np.where(successes == 0, np.where(np.isnan(n), np.nan, 0.0), np.maximum(centre - half, 0.0))
     high = np.where(successes == count, np.where(np.isnan(n), np.nan, 1.0), np.minimum(centre + half, 1.0))
     return low, high
+
+
+def clopper_pearson(
+    successes: ArrayLike, count: ArrayLike, level: float = 0.95, *, side: Literal["both", "lower", "upper"] = "both"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return limits of a proportion that hold with at least the stated confidence (Clopper and Pearson 1934).
+
+    The p at which a tail of Binomial(n, p) beyond the successes has weight ``alpha``:
+    P(X >= successes | low) = alpha = P(X <= successes | high). Unlike `wilson`'s, the limits hold whatever p, also
+    where nothing was seen: no success in n draws says p < 1 - (1 - level)^(1/n), "upper".
+
+    Args:
+        successes: how many of the draws.
+        count: n.
+        level: confidence.
+        side: ``"both"`` limits at once, each missed with probability (1 - level) / 2 at most; ``"lower"`` or
+            ``"upper"`` alone, missed with 1 - level; the other limit is then 0 or 1.
+
+    Returns:
+        (low, high); NaN where count is 0.
+
+    Raises:
+        ValueError: a level outside (0, 1), an unknown side.
+    """
+    _check_level(level)
+    if side not in ("both", "lower", "upper"):
+        raise ValueError(f"expected side to be 'both', 'lower' or 'upper', got {side!r}")
+    from scipy.special import betainccinv, betaincinv
+
+    k, n = np.broadcast_arrays(np.asarray(successes, np.float64), np.asarray(count, np.float64))
+    alpha = (1 - level) / 2 if side == "both" else 1 - level
+    low, high = np.zeros(k.shape), np.ones(k.shape)
+    if side != "upper":
+        some = k > 0
+        low = np.where(some, betaincinv(np.where(some, k, 1.0), np.where(some, n - k + 1, 1.0), alpha), low)
+    if side != "lower":
+        some = k < n
+        high = np.where(some, betainccinv(np.where(some, k + 1, 1.0), np.where(some, n - k, 1.0), alpha), high)
+    return np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
 
 
 def quantile_ranks(q: float, count: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:

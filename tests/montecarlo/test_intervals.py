@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from cnninv_jax import montecarlo as mc
+from cnninv_jax.montecarlo.intervals import clopper_pearson
 
 
 def test_student_by_hand():
@@ -32,6 +33,45 @@ def test_wilson_at_the_ends():
     assert 0 < low[1] < 1
     assert np.isnan(low[2])
     assert np.isnan(high[2])
+
+
+def test_clopper_pearson_solves_its_equations_and_agrees_with_scipy():
+    for successes, count, level in [(3, 10, 0.95), (50, 400, 0.9), (999, 1000, 0.99), (0, 7, 0.9), (7, 7, 0.9)]:
+        low, high = clopper_pearson(successes, count, level)
+        reference = stats.binomtest(successes, count).proportion_ci(level, "exact")
+        np.testing.assert_allclose((low, high), (reference.low, reference.high), rtol=1e-10)
+        one_low, one = clopper_pearson(successes, count, level, side="lower")
+        zero, one_high = clopper_pearson(successes, count, level, side="upper")
+        assert (zero, one) == (0, 1)
+        if successes > 0:
+            np.testing.assert_allclose(stats.binom.sf(successes - 1, count, one_low), 1 - level, rtol=1e-8)
+        if successes < count:
+            np.testing.assert_allclose(stats.binom.cdf(successes, count, one_high), 1 - level, rtol=1e-8)
+        # One side spends all of 1 - level: it is what two sides say at a lower level.
+        np.testing.assert_allclose((one_low, one_high), clopper_pearson(successes, count, 2 * level - 1), rtol=1e-10)
+
+
+def test_clopper_pearson_where_nothing_was_seen():
+    low, high = clopper_pearson([0, 0, 5, 0], [10, 10**9, 5, 0], 0.95, side="upper")
+    np.testing.assert_allclose(high[:2], -np.expm1(np.log(0.05) / np.array([10, 1e9])), rtol=1e-10)
+    assert high[2] == 1
+    assert (low[:3] == 0).all()
+    assert np.isnan([low[3], high[3]]).all()
+    np.testing.assert_allclose(clopper_pearson(5, 5, 0.95, side="lower")[0], 0.05**0.2, rtol=1e-10)
+    with pytest.raises(ValueError, match="'lower' or 'upper', got 'one'"):
+        clopper_pearson(1, 2, side="one")  # type: ignore[arg-type]
+
+
+def test_clopper_pearson_covers_whatever_the_proportion():
+    """The exact coverage, a finite sum, is never below the level; Wilson's falls below it."""
+    count, level = 40, 0.9
+    k, p = np.arange(count + 1), np.linspace(0.001, 0.999, 400)
+    law = stats.binom.pmf(k, count, p[:, None])
+    for side in ("both", "lower", "upper"):
+        low, high = clopper_pearson(k, count, level, side=side)
+        assert (law * ((low <= p[:, None]) & (p[:, None] <= high))).sum(1).min() >= level
+    low, high = mc.wilson(k, count, level)
+    assert (law * ((low <= p[:, None]) & (p[:, None] <= high))).sum(1).min() < level
 
 
 def test_quantile_ranks_by_the_binomial_law():
@@ -102,7 +142,7 @@ def test_coverage(level):
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 95])
 def test_level(level):
-    for call in (mc.mean_interval, mc.wilson):
+    for call in (mc.mean_interval, mc.wilson, clopper_pearson):
         with pytest.raises(ValueError, match=r"level=0\.95"):
             call(1, 1, *([1] if call is mc.mean_interval else []), level)
     with pytest.raises(ValueError, match="quantile q"):
