@@ -1,0 +1,269 @@
+"""The forward pass of D-CSC, layer by layer: X_hat^(l) = Proj((A^(l) D^(l))^T X_hat^(l-1)) (Murray 2018, eq. (1)).
+
+One pure function of the layers, which are a pytree. Names of projections and shapes are static; filters, signs,
+thresholds and signals are traced data: ``vmap`` over signals, over signs (`draw_signs`) or over thresholds, and new
+ones compile nothing anew. Layers of one shape (circular padding, as many filters as channels) are traced once and
+scanned.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from cnninv_jax._numerics import as_float, wider
+from cnninv_jax._typing import Array, Bool, Code, Float, Int, Scalar, Signal
+from cnninv_jax.dcsc.model import Layer, Layers, respond, shapes
+from cnninv_jax.sparsity.norms import patch_norm
+from cnninv_jax.sparsity.thresholds import hard_threshold, relu_threshold, shifted_relu, soft_threshold
+
+#: A projection of one's own: what remains of the responses h of a layer at its threshold (None without thresholds).
+Projection: TypeAlias = Callable[[Code, Any], Code]
+
+#: An entry is zero below this many units of rounding of its layer's largest: atoms that cancel leave no more.
+CANCELLED = 64
+
+
+class Forward(NamedTuple):
+    """What a pass made of every layer and, where the truth is known, how far it is from it.
+
+    Attributes:
+        codes: X_hat^(1), ..., X_hat^(L).
+        hits: entries of the support of X^(l) that X_hat^(l) has too, [L]; from here on None without truth.
+        misses: entries of the support that it lacks, [L].
+        false_alarms: entries that it has outside the support, [L].
+        recovered: whether the supports are equal, [L].
+        path_recovered: whether they are in every layer.
+        noise: |V^(l)|_{2,inf} of V^(l) = X_hat^(l) - X^(l), l = 0 .. L, over patches of layer l + 1, [L + 1]; the
+            deepest layer has none above it: there it is |V^(L)|_inf.
+    """
+
+    codes: tuple[Code, ...]
+    hits: Int[Array, " L"] | None = None
+    misses: Int[Array, " L"] | None = None
+    false_alarms: Int[Array, " L"] | None = None
+    recovered: Bool[Array, " L"] | None = None
+    path_recovered: Bool[Array, ""] | None = None
+    noise: Float[Array, " levels"] | None = None
+
+
+def crelu_threshold(h: Code, beta: ArrayLike) -> Code:
+    """Return what both halves of a CReLU with bias -beta keep, put together again with their signs.
+
+    max(h - beta, 0) - max(-h - beta, 0): the soft threshold.
+    """
+    return shifted_relu(h, beta) - shifted_relu(-h, beta)
+
+
+#: Projections that compare every response with the layer's threshold.
+THRESHOLDS: dict[str, Projection] = {
+    "hard": hard_threshold,
+    "soft": soft_threshold,
+    "relu": relu_threshold,
+    "shifted_relu": shifted_relu,
+    "crelu": crelu_threshold,
+}
+
+
+def support(code: ArrayLike) -> Bool[Array, " K *n"]:
+    """Return which entries are non-zero; those that rounding may have left of a cancellation count as zero."""
+    size = jnp.abs(as_float(code))
+    return size > CANCELLED * jnp.finfo(size.dtype).eps * jnp.max(size)
+
+
+def default_thresholds(path: Sequence[ArrayLike]) -> Float[Array, " L"]:
+    """Return beta_l = |X_min^(l)| / 2 of a path X^(0), ..., X^(L), half of every code's smallest non-zero entry, [L].
+
+    A code of zeros has none: infinity, which nothing passes.
+    """
+    if len(path) < 2:
+        raise ValueError(f"expected the path X^(0), ..., X^(L) of reverse_pass, got {len(path)} array(s)")
+    return jnp.stack([_smallest(code) / 2 for code in path[1:]])
+
+
+def forward(
+    model: Layers,
+    x: ArrayLike,
+    projection: str | Projection = "hard",
+    *,
+    thresholds: Float[ArrayLike, " L"] | None = None,
+    sparsity: Int[ArrayLike, " L"] | None = None,
+    truth: Sequence[ArrayLike] | None = None,
+) -> Forward:
+    """Estimate the codes of every layer in one pass (Murray 2018, eq. (1)).
+
+    Args:
+        model: the layers, signs included.
+        x: X^(0) + V^(0), [M, *D].
+        projection: on responses h with the layer's threshold beta:
+
+            - ``"hard"``: h where |h| > beta, what the theorem is about;
+            - ``"soft"``: moved towards zero by beta;
+            - ``"relu"``: h where h > beta; negative entries are lost;
+            - ``"shifted_relu"``: max(h - beta, 0), a ReLU with bias -beta;
+            - ``"crelu"``: both halves max(h - beta, 0) and max(-h - beta, 0), put together again: ``"soft"``;
+            - ``"stripes"``: as many of the largest entries as leave at most S_l in every stripe (greedy);
+            - or a function of (h, beta).
+        thresholds: beta_l, [L]; for all but ``"stripes"``. `default_thresholds` finds the theorem's from the truth.
+        sparsity: S_l, [L]; for ``"stripes"`` only.
+        truth: X^(0), ..., X^(L) of `reverse_pass`, to compare with.
+
+    Returns:
+        Codes in the wider dtype of filters and x, and how they compare with the truth.
+
+    Raises:
+        ValueError: an unknown projection, thresholds or sparsity that are missing, too many or of another kind of
+            projection, or shapes that do not fit.
+
+    Cost: one analysis per layer, and its projection.
+    """
+    expected = shapes(model)
+    signal = as_float(x)
+    if signal.shape != expected[0]:
+        raise ValueError(
+            f"expected a signal of shape [M, *D] = {expected[0]}, got {signal.shape}; use jax.vmap for a batch"
+        )
+    dtype = wider(signal.dtype, model[0].op.dtype)
+    signal = signal.astype(dtype)
+    settings = _settings(model, projection, thresholds, sparsity, dtype)
+    codes: list[Code] = []
+    for run in _runs(model):
+        layers, chosen = model[run], settings[run]
+        if len(layers) == 1:
+            codes.append(_step(projection, signal, (layers[0], chosen[0])))
+        else:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(layers, chosen, strict=True))
+
+            def step(estimate: Code, above: tuple[Layer, Any]) -> tuple[Code, Code]:
+                code = _step(projection, estimate, above)
+                return code, code
+
+            codes.extend(jax.lax.scan(step, signal, stacked)[1])
+        signal = codes[-1]
+    return Forward(tuple(codes)) if truth is None else compare(model, codes, truth, x)
+
+
+def compare(model: Layers, codes: Sequence[ArrayLike], truth: Sequence[ArrayLike], x: ArrayLike) -> Forward:
+    """Compare estimates of every layer, from `forward` or any other pursuit, with the path that made the signal.
+
+    Args:
+        model: the layers; only their geometry matters.
+        codes: X_hat^(1), ..., X_hat^(L).
+        truth: X^(0), ..., X^(L) of `reverse_pass`.
+        x: X^(0) + V^(0), [M, *D].
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    expected = shapes(model)
+    estimates, path = [as_float(x), *map(as_float, codes)], [*map(as_float, truth)]
+    for name, arrays in (("signal and codes", estimates), ("truth X^(0), ..., X^(L)", path)):
+        if [array.shape for array in arrays] != list(expected):
+            raise ValueError(
+                f"expected {name} of shapes {expected}, got {tuple(array.shape for array in arrays)}; "
+                "reverse_pass returns such a path"
+            )
+    found = [code != 0 for code in estimates[1:]]
+    active = [support(code) for code in path[1:]]
+    pairs = list(zip(found, active, strict=True))
+    misses = jnp.stack([jnp.sum(~have & want) for have, want in pairs])
+    alarms = jnp.stack([jnp.sum(have & ~want) for have, want in pairs])
+    recovered = (misses == 0) & (alarms == 0)
+    return Forward(
+        tuple(estimates[1:]),
+        jnp.stack([jnp.sum(have & want) for have, want in pairs]),
+        misses,
+        alarms,
+        recovered,
+        jnp.all(recovered),
+        _noise(model, estimates, path),
+    )
+
+
+def _noise(model: Layers, estimates: Sequence[Array], path: Sequence[Array]) -> Float[Array, " levels"]:
+    """Return the patch norms of X_hat^(l) - X^(l), seen by the layer above."""
+    found = []
+    for level, (estimate, code) in enumerate(zip(estimates, path, strict=True)):
+        dtype = wider(estimate.dtype, code.dtype)
+        error = estimate.astype(dtype) - code.astype(dtype)
+        if level < len(model):
+            op = model[level].op
+            found.append(patch_norm(error, op.length, stride=op.stride, padding=op.padding))
+        else:
+            found.append(jnp.max(jnp.abs(error)))
+    dtype = found[0].dtype
+    for size in found[1:]:
+        dtype = wider(dtype, size.dtype)
+    return jnp.stack([size.astype(dtype) for size in found])
+
+
+def _smallest(code: ArrayLike) -> Scalar:
+    array = as_float(code)
+    return jnp.min(jnp.where(support(array), jnp.abs(array), jnp.inf))
+
+
+def _settings(
+    model: Layers,
+    projection: str | Projection,
+    thresholds: ArrayLike | None,
+    sparsity: ArrayLike | None,
+    dtype: jnp.dtype,
+) -> tuple[Any, ...]:
+    """Return what the projection of every layer needs beside the responses."""
+    if not callable(projection) and projection not in (*THRESHOLDS, "stripes"):
+        raise ValueError(
+            f"expected projection to be one of {', '.join([*THRESHOLDS, 'stripes'])} or a function of (h, beta), "
+            f"got {projection!r}"
+        )
+    wanted, given, other = ("sparsity", sparsity, thresholds) if projection == "stripes" else (
+        "thresholds", thresholds, sparsity
+    )  # fmt: skip
+    if other is not None:
+        unwanted = "thresholds" if wanted == "sparsity" else "sparsity"
+        raise ValueError(f"expected {wanted} with projection {projection!r}, got {unwanted} too; leave them out")
+    if given is None:
+        if callable(projection):
+            return (None,) * len(model)
+        hint = "one S per layer" if wanted == "sparsity" else "one beta per layer, see default_thresholds"
+        raise ValueError(f"expected {wanted} with projection {projection!r}, got none; pass {hint}")
+    values = jnp.asarray(given)
+    if values.shape != (len(model),):
+        raise ValueError(f"expected {wanted} of shape ({len(model)},), one per layer, got {values.shape}")
+    return tuple(values if wanted == "sparsity" else values.astype(dtype))
+
+
+def _step(projection: str | Projection, estimate: Signal, above: tuple[Layer, Any]) -> Code:
+    """Return one layer's estimate from that of the layer below."""
+    layer, setting = above
+    # Filters, signs and estimate in one dtype: a pass changes it nowhere.
+    responses = respond(jax.tree.map(lambda leaf: leaf.astype(estimate.dtype), layer), estimate)
+    if callable(projection):
+        return projection(responses, setting)
+    if projection == "stripes":
+        from cnninv_jax.sparsity.stripes import project_stripes
+
+        op = layer.op
+        return project_stripes(responses, setting, op.length, stride=op.stride, padding=op.padding)
+    return THRESHOLDS[projection](responses, setting)
+
+
+def _runs(model: Layers) -> Iterator[slice]:
+    """Split the layers into runs that can be scanned, those whose codes have the shape of their signals, and others."""
+
+    def shape(numbered: tuple[int, Layer]) -> object:
+        number, layer = numbered
+        leaves, structure = jax.tree.flatten(layer)
+        if layer.op.input_shape != layer.op.code_shape:
+            return number
+        return structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+
+    start = 0
+    for _, group in itertools.groupby(enumerate(model), shape):
+        stop = start + len(list(group))
+        yield slice(start, stop)
+        start = stop
