@@ -7,12 +7,15 @@ import numpy as np
 
 
 def margins(length, signal_shape, stride, padding):
-    """Zeros before x per axis, and shifts n, as TensorFlow defines valid and same padding."""
+    """Zeros before x per axis, and shifts n, as TensorFlow defines valid and same padding; circular has no zeros."""
     before, shifts = [], []
     for ell, size, step in zip(length, signal_shape, stride, strict=True):
         if padding == "valid":
             before.append(0)
             shifts.append(1 + (size - ell) // step)
+        elif padding == "circular":
+            before.append(0)
+            shifts.append(size // step)
         else:
             n = math.ceil(size / step)
             before.append(max((n - 1) * step + ell - size, 0) // 2)
@@ -21,7 +24,7 @@ def margins(length, signal_shape, stride, padding):
 
 
 def dense_matrix(filters, signal_shape, stride, padding="valid"):
-    """W of shape (K prod n, M prod D): row (i, j) is filter i shifted by j t, cut at the border."""
+    """W of shape (K prod n, M prod D): row (i, j) is filter i shifted by j t; the border cuts it or it wraps around."""
     filters = np.asarray(filters, np.float64)
     num_filters, channels, *length = filters.shape
     before, shifts = margins(length, signal_shape, stride, padding)
@@ -32,6 +35,8 @@ def dense_matrix(filters, signal_shape, stride, padding="valid"):
             for m in range(channels):
                 for s in np.ndindex(*length):
                     at = tuple(ja * ta + sa - ba for ja, ta, sa, ba in zip(j, stride, s, before, strict=True))
+                    if padding == "circular":
+                        at = tuple(a % size for a, size in zip(at, signal_shape, strict=True))
                     if all(0 <= a < size for a, size in zip(at, signal_shape, strict=True)):
                         row[(m, *at)] = filters[(i, m, *s)]
             rows.append(row.ravel())

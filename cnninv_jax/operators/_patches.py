@@ -1,4 +1,7 @@
-"""Patches of a signal and back: the strided slices that turn a convolution into one matrix product."""
+"""Patches of a signal and back: the strided slices that turn a convolution into one matrix product.
+
+And what surrounds a signal before it is cut: zeros, or its own beginning.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,59 @@ class Geometry(Protocol):
     def shifts(self) -> tuple[int, ...]:
         """Shifts n per axis."""
         ...
+
+
+class Framing(Protocol):
+    """What `frame` and `unframe` read of an operator."""
+
+    @property
+    def padding(self) -> str:
+        """``"circular"``, or anything else for zeros."""
+        ...
+
+    @property
+    def margins(self) -> tuple[tuple[int, int], ...]:
+        """Samples before and after x per axis; negative ones are left out."""
+        ...
+
+
+def frame(x: Shaped[Array, " M *D"], op: Framing) -> Shaped[Array, " M *padded"]:
+    """Put zeros around x, or its own beginning after it (circular padding)."""
+    if op.padding != "circular":
+        return _pad(x, op.margins)
+    for axis, (_, after) in enumerate(op.margins, start=1):
+        size = x.shape[axis]
+        if after > 0:
+            x = jnp.concatenate([x, jax.lax.slice_in_dim(x, 0, after, axis=axis)], axis=axis)
+        elif after < 0:
+            x = jax.lax.slice_in_dim(x, 0, size + after, axis=axis)
+    return x
+
+
+def unframe(x: Shaped[Array, " M *padded"], op: Framing) -> Shaped[Array, " M *D"]:
+    """Crop x, or add what stands after it to its beginning: the transpose of `frame`."""
+    if op.padding != "circular":
+        return _pad(x, tuple((-before, -after) for before, after in op.margins))
+    for axis, (_, after) in enumerate(op.margins, start=1):
+        size = x.shape[axis] - after
+        if after > 0:
+            tail = jax.lax.slice_in_dim(x, size, None, axis=axis)
+            x = jax.lax.slice_in_dim(x, 0, size, axis=axis) + _widen(tail, axis, size - after)
+        elif after < 0:
+            x = _widen(x, axis, -after)
+    return x
+
+
+def _widen(x: Array, axis: int, count: int) -> Array:
+    """Put zeros after the last entry of one axis."""
+    widths = [(0, 0, 0)] * x.ndim
+    widths[axis] = (0, count, 0)
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), widths)
+
+
+def _pad(x: Array, margins: tuple[tuple[int, int], ...]) -> Array:
+    """Put zeros around the spatial axes, or take away where a margin is negative."""
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((before, after, 0) for before, after in margins)))
 
 
 def unfold(x: Shaped[Array, " M *padded"], op: Geometry) -> Shaped[Array, " M *ell *n"]:

@@ -10,21 +10,24 @@ from __future__ import annotations
 import dataclasses
 import math
 from functools import partial
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from cnninv_jax._numerics import Products, as_float, check_products, convolve, matmul, per_axis, rounded, wider
-from cnninv_jax._typing import Array, Code, FilterBank, Float, Int, PerAxis, Shaped, Signal
-from cnninv_jax.operators._patches import fold, unfold
+from cnninv_jax._typing import Array, Code, FilterBank, Float, Int, PerAxis, Signal
+from cnninv_jax.operators._patches import fold, frame, unfold, unframe
 
-Padding: TypeAlias = Literal["valid", "same"]
+Padding: TypeAlias = Literal["valid", "same", "circular"]
+PADDINGS: tuple[Padding, ...] = get_args(Padding)
 Method: TypeAlias = Literal["conv", "patches"]
 
 #: ``method="auto"`` on a CPU takes patches up to so many multiply-adds of one analysis, or so many channels.
 PATCHES_LIMIT, PATCHES_CHANNELS = 2**24, 16
+#: No samples around x, for as many axes as there are.
+_NONE = ((0, 0), (0, 0))
 
 
 class SparseEntries(Protocol):
@@ -64,7 +67,8 @@ class ConvOperator:
         filters: filter bank w, [K, M, *ell]; the only leaf.
         signal_shape: spatial signal length D per axis (static).
         stride: t per axis (static).
-        padding: ``"valid"`` (the theory's) or ``"same"`` (zeros around x) (static).
+        padding: ``"valid"`` (the theory's), ``"same"`` (zeros around x) or ``"circular"`` (x goes on from its
+            beginning) (static).
         method: ``"conv"`` or ``"patches"``, how products are computed (static).
         products: ``"float32"``, ``"tf32"`` or ``"bfloat16"``, what their inputs are rounded to (static).
     """
@@ -98,23 +102,24 @@ class ConvOperator:
 
     @property
     def shifts(self) -> tuple[int, ...]:
-        """Shifts n per axis: (D - ell)/t + 1 for valid padding, ceil(D/t) for same."""
+        """Shifts n per axis: (D - ell)/t + 1 for valid padding, ceil(D/t) for same, D/t for circular."""
         axes = zip(self.signal_shape, self.length, self.stride, strict=True)
-        if self.padding == "same":
+        if self.padding != "valid":
             return tuple(-(-size // step) for size, _, step in axes)
         return tuple((size - ell) // step + 1 for size, ell, step in axes)
 
     @property
     def margins(self) -> tuple[tuple[int, int], ...]:
-        """Zeros put before and after x per axis so that it is exactly (n - 1) t + ell long.
+        """Samples put before and after x per axis so that it is exactly (n - 1) t + ell long.
 
-        With same padding they are TensorFlow's and JAX's; the second number is negative where the last
-        samples of x are seen by no shift (stride longer than the filter).
+        With same padding they are zeros, as many as TensorFlow's and JAX's; with circular padding the first ell - t
+        samples of x come again after its last. The second number is negative where the last samples of x are seen
+        by no shift (stride longer than the filter).
         """
         margins = []
         for size, ell, step, n in zip(self.signal_shape, self.length, self.stride, self.shifts, strict=True):
             total = (n - 1) * step + ell - size
-            before = max(total, 0) // 2
+            before = 0 if self.padding == "circular" else max(total, 0) // 2
             margins.append((before, total - before))
         return tuple(margins)
 
@@ -150,7 +155,8 @@ def conv_operator(
         signal_shape: spatial length D, one integer or one per axis; channels not included.
         stride: t, one integer or one per axis.
         padding: ``"valid"`` needs an integer n = (D - ell)/t + 1; ``"same"`` surrounds x by zeros as JAX and
-            TensorFlow do, n = ceil(D/t), and the adjoint crops.
+            TensorFlow do, n = ceil(D/t), and the adjoint crops; ``"circular"`` takes x as one period,
+            h[i, j] = sum over m, s of w[i, m, s] x[m, (j t + s) mod D], and needs an integer n = D/t and ell <= D.
         method: ``"conv"`` (``lax.conv_general_dilated``), ``"patches"`` (slices of x times a matrix), or
             ``"auto"``: on a CPU patches for up to `PATCHES_LIMIT` multiply-adds or `PATCHES_CHANNELS`
             channels, conv otherwise.
@@ -177,18 +183,20 @@ def conv_operator(
     rank = bank.ndim - 2
     size = per_axis(signal_shape, rank, "signal_shape")
     step = per_axis(stride, rank, "stride")
-    if padding not in ("valid", "same"):
-        raise ValueError(f"expected padding to be 'valid' or 'same', got {padding!r}")
+    if padding not in PADDINGS:
+        raise ValueError(f"expected padding to be 'valid', 'same' or 'circular', got {padding!r}")
     if method not in ("auto", "conv", "patches"):
         raise ValueError(f"expected method to be 'auto', 'conv' or 'patches', got {method!r}")
     if padding == "valid":
-        _check_geometry(size, bank.shape[2:], step)
+        _check_valid(size, bank.shape[2:], step)
+    elif padding == "circular":
+        _check_circular(size, bank.shape[2:], step)
     operator = ConvOperator(bank, size, step, padding, "conv", check_products(products, bank.dtype))
     chosen = _choose_method(operator) if method == "auto" else method
     return dataclasses.replace(operator, method=chosen)
 
 
-def _check_geometry(signal_shape: tuple[int, ...], length: tuple[int, ...], stride: tuple[int, ...]) -> None:
+def _check_valid(signal_shape: tuple[int, ...], length: tuple[int, ...], stride: tuple[int, ...]) -> None:
     """Refuse a filter longer than the signal and a number of shifts that is no integer."""
     for axis, (size, ell, step) in enumerate(zip(signal_shape, length, stride, strict=True)):
         if ell > size:
@@ -202,6 +210,20 @@ def _check_geometry(signal_shape: tuple[int, ...], length: tuple[int, ...], stri
                 f"expected an integer n = (D - l)/t + 1, got D = {size}, l = {ell}, t = {step} "
                 f"on spatial axis {axis}; the nearest valid D are {size - rest} and "
                 f"{size - rest + step}"
+            )
+
+
+def _check_circular(signal_shape: tuple[int, ...], length: tuple[int, ...], stride: tuple[int, ...]) -> None:
+    """Refuse a filter that would wrap onto itself and shifts that do not close to a circle."""
+    for axis, (size, ell, step) in enumerate(zip(signal_shape, length, stride, strict=True)):
+        if size % step or ell > size:
+            least = -(-ell // step) * step
+            below = size - size % step
+            nearest = sorted({max(below, least), max(below + step, least)})
+            raise ValueError(
+                f"expected D to be a multiple of t and at least l with circular padding, got D = {size}, l = {ell}, "
+                f"t = {step} on spatial axis {axis}; the nearest valid D {'is' if len(nearest) == 1 else 'are'} "
+                f"{' and '.join(map(str, nearest))}"
             )
 
 
@@ -259,9 +281,9 @@ def analysis(op: ConvOperator, x: ArrayLike) -> Code:
     filters, signal = _same_dtype(op, x)
     _check_shape(signal, op.input_shape, "a signal", "(M, *D)")
     if op.method == "conv":
-        return convolve(signal[None], filters, op.products, window_strides=op.stride, padding=op.margins)[0]
-    margins = ((0, 0, 0), *((before, after, 0) for before, after in op.margins))
-    patches = unfold(jax.lax.pad(signal, jnp.zeros((), signal.dtype), margins), op)
+        framed, margins = (frame(signal, op), _NONE[: op.rank]) if op.padding == "circular" else (signal, op.margins)
+        return convolve(framed[None], filters, op.products, window_strides=op.stride, padding=margins)[0]
+    patches = unfold(frame(signal, op), op)
     matrix = filters.reshape(op.num_filters, -1)
     product = matmul(matrix, patches.reshape(matrix.shape[1], -1), op.products)
     return product.reshape(op.code_shape)
@@ -275,7 +297,8 @@ def synthesis(op: ConvOperator, z: ArrayLike) -> Signal:
         z: code, [K, *n].
 
     Returns:
-        Signal, [M, *D], in the wider dtype of filters and z; with same padding the outside is cropped.
+        Signal, [M, *D], in the wider dtype of filters and z; with same padding the outside is cropped, with circular
+        padding it is added to the beginning.
 
     Raises:
         ValueError: z is not of shape (K, *n).
@@ -284,15 +307,14 @@ def synthesis(op: ConvOperator, z: ArrayLike) -> Signal:
     _check_shape(code, op.code_shape, "a code", "(K, *n)")
     if op.method == "conv":
         flipped = jnp.flip(jnp.swapaxes(filters, 0, 1), axis=tuple(range(2, 2 + op.rank)))
-        padding = [
-            (ell - 1 - before, ell - 1 - after) for ell, (before, after) in zip(op.length, op.margins, strict=True)
-        ]
+        margins = _NONE[: op.rank] if op.padding == "circular" else op.margins
+        padding = [(ell - 1 - before, ell - 1 - after) for ell, (before, after) in zip(op.length, margins, strict=True)]
         ones = (1,) * op.rank
         batch = convolve(code[None], flipped, op.products, window_strides=ones, padding=padding, lhs_dilation=op.stride)
-        return batch[0]
+        return unframe(batch[0], op) if op.padding == "circular" else batch[0]
     matrix = filters.reshape(op.num_filters, -1)
     patches = matmul(matrix.T, code.reshape(op.num_filters, -1), op.products)
-    return _crop(fold(patches.reshape(op.channels, *op.length, *op.shifts), op), op)
+    return unframe(fold(patches.reshape(op.channels, *op.length, *op.shifts), op), op)
 
 
 def synthesis_sparse(op: ConvOperator, code: SparseEntries) -> Signal:
@@ -333,7 +355,7 @@ def synthesis_sparse(op: ConvOperator, code: SparseEntries) -> Signal:
         numbers,
         mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
     )
-    return _crop(signal, op)
+    return unframe(signal, op)
 
 
 def as_matrix(op: ConvOperator) -> Float[Array, "rows columns"]:
@@ -342,12 +364,6 @@ def as_matrix(op: ConvOperator) -> Float[Array, "rows columns"]:
     basis = jnp.eye(size, dtype=op.dtype).reshape(size, *op.input_shape)
     columns = jax.vmap(lambda x: analysis(op, x).ravel())(basis)
     return columns.T
-
-
-def _crop(x: Shaped[Array, " M *padded"], op: ConvOperator) -> Signal:
-    """Take back the margins: the transpose of the padding in `analysis`."""
-    widths = ((0, 0, 0), *((-before, -after, 0) for before, after in op.margins))
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), widths)
 
 
 def from_flax_kernel(kernel: ArrayLike) -> FilterBank:

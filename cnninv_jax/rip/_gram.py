@@ -62,7 +62,16 @@ class Geometry:
 
 
 def gram_geometry(op: ConvOperator) -> Geometry:
-    """Return the geometry of the Gram matrix W W^T of a layer."""
+    """Return the geometry of the Gram matrix W W^T of a layer.
+
+    Raises:
+        ValueError: circular padding, whose atoms can overlap on both sides.
+    """
+    if op.padding == "circular":
+        raise ValueError(
+            "expected padding 'valid' or 'same' for an RIP constant, got 'circular', where two atoms can overlap on "
+            "both sides; build the operator with padding='valid'"
+        )
     axes = []
     for ell, size, step, n, (before, _) in zip(
         op.length, op.signal_shape, op.stride, op.shifts, op.margins, strict=True

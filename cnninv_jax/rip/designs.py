@@ -109,7 +109,7 @@ def draw_ratios_of_codes(
         signs: ``"independent"`` or ``"antithetic"``, see `sample_codes`.
         group: codes per antithetic group, see `sample_codes`.
         stride: t.
-        padding: ``"valid"`` or ``"same"``.
+        padding: ``"valid"``, ``"same"`` or ``"circular"``.
         pool: pooling window of M_k; None for whole filter responses.
         ensemble: distribution of the filters' entries, a name in `cnninv_jax.filters.ENSEMBLES`.
         normalize: scale every filter to unit norm.
@@ -175,19 +175,22 @@ def model_rip_energy_mean(
     """Return E |W^T z|^2 / |z|^2 over filters and codes: 1 with valid padding (Gilbert et al. 2017, eq. 1).
 
     The signs of z take the cross terms away, and E |w_i|^2 = 1 leaves 1. With same padding a filter near the border is
-    cut: what is left of it is the mean over the positions of z of the fraction of its taps inside the signal.
+    cut: what is left of it is the mean over the positions of z of the fraction of its taps inside the signal. With
+    circular padding nothing is cut.
 
     Args:
         length: filter length ell, one integer (1-D) or one per axis.
         signal_shape: signal length D, likewise.
         stride: t.
-        padding: ``"valid"`` or ``"same"``.
+        padding: ``"valid"``, ``"same"`` or ``"circular"``.
         pool: pooling window of M_k; None for whole filter responses.
     """
     taps = (length,) if isinstance(length, int) else tuple(length)
     shape = jax.ShapeDtypeStruct((1, 1, *taps), jnp.float32)
     op = jax.eval_shape(lambda bank: conv_operator(bank, signal_shape, stride=stride, padding=padding), shape)
     n, mean = op.shifts, 1.0
+    if op.padding == "circular":
+        return mean
     axes = zip(op.signal_shape, op.length, op.stride, op.margins, n, window(n, pool), regions(n, pool), strict=True)
     for size, ell, step, (before, _), count, cell, parts in axes:
         starts = [shift * step - before for shift in range(count)]

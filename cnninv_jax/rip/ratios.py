@@ -129,7 +129,7 @@ def draw_ratios(
         signal_shape: signal length D, likewise.
         k: number of non-zeros, or a fraction of the code's entries; static.
         stride: t.
-        padding: ``"valid"`` or ``"same"``.
+        padding: ``"valid"``, ``"same"`` or ``"circular"``.
         pool: pooling window of M_k; None for whole filter responses.
         ensemble: distribution of the filters' entries, a name in `cnninv_jax.filters.ENSEMBLES`.
         normalize: scale every filter to unit norm.

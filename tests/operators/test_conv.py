@@ -23,6 +23,8 @@ X64 = jax.config.read("jax_enable_x64")
 DTYPES = (np.float32, np.float64) if X64 else (np.float32,)
 DEFAULT = np.float64 if X64 else np.float32
 
+PADDINGS = ("valid", "same", "circular")
+
 # (K, M, ell, D, t): D - ell is a multiple of t on every axis, so each serves valid and same padding.
 GEOMETRIES = [
     (4, 2, (3,), (7,), (1,)),
@@ -59,6 +61,8 @@ def normal(seed, shape, dtype=DEFAULT):
 
 def make(geometry, padding="valid", method="conv", dtype=DEFAULT, seed=0):
     num_filters, channels, length, signal_shape, stride = geometry
+    if padding == "circular":  # the next multiple of t
+        signal_shape = tuple(-(-size // step) * step for size, step in zip(signal_shape, stride, strict=True))
     bank = normal(seed, (num_filters, channels, *length), dtype)
     return conv_operator(bank, signal_shape, stride=stride, padding=padding, method=method)
 
@@ -69,7 +73,7 @@ def dense(op):
 
 every_layer = pytest.mark.parametrize(
     ("geometry", "padding", "method"),
-    list(itertools.product(GEOMETRIES, ("valid", "same"), ("conv", "patches"))),
+    list(itertools.product(GEOMETRIES, PADDINGS, ("conv", "patches"))),
 )
 
 
@@ -96,7 +100,7 @@ def test_as_matrix(geometry, padding, method):
     np.testing.assert_allclose(as_matrix(op), dense(op), atol=tolerance(DEFAULT))
 
 
-@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("padding", PADDINGS)
 def test_a_wrong_adjoint_is_refused(padding):
     op = make((4, 2, (3,), (9,), (2,)), padding)
     x, z = normal(1, op.input_shape), normal(2, op.code_shape)
@@ -108,6 +112,8 @@ def test_a_wrong_adjoint_is_refused(padding):
         "scaled": lambda z: synthesis(op, z) * 1.001,
         "negated": lambda z: -synthesis(op, z),
     }
+    if padding == "circular":
+        wrong["zeros outside"] = partial(synthesis, dataclasses.replace(op, padding="same"))
     for name, adjoint in wrong.items():
         assert oracles.adjoint_gap(partial(analysis, op), adjoint, x, z) > 10 * tolerance(DEFAULT), name
 
@@ -117,7 +123,7 @@ def test_a_wrong_adjoint_is_refused(padding):
     axes=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3), st.integers(1, 3)), min_size=1, max_size=2),
     num_filters=st.integers(1, 3),
     channels=st.integers(1, 2),
-    padding=st.sampled_from(["valid", "same"]),
+    padding=st.sampled_from(PADDINGS),
     cut=st.integers(0, 2),
 )
 def test_any_geometry_matches_the_dense_matrix(axes, num_filters, channels, padding, cut):
@@ -126,6 +132,8 @@ def test_any_geometry_matches_the_dense_matrix(axes, num_filters, channels, padd
     # With same padding any D will do, a D shorter than the filter included.
     shorter = cut if padding == "same" else 0
     size = tuple(max(1, ell + reach * step - shorter) for ell, reach, step in axes)
+    if padding == "circular":
+        size = tuple((-(-ell // step) + reach) * step for ell, reach, step in axes)
     bank = normal(3, (num_filters, channels, *length))
     for method in ("conv", "patches"):
         op = conv_operator(bank, size, stride=stride, padding=padding, method=method)
@@ -138,7 +146,19 @@ def test_any_geometry_matches_the_dense_matrix(axes, num_filters, channels, padd
         np.testing.assert_allclose(np.ravel(synthesis(op, z)), dense(op).T @ np.ravel(z), atol=100 * tolerance(DEFAULT))
 
 
-@pytest.mark.parametrize(("geometry", "padding"), list(itertools.product(GEOMETRIES, ("valid", "same"))))
+def test_a_circular_operator_commutes_with_rotations():
+    """Rotating x by the stride rotates h by one shift; and a filter as long as the signal sees all of it, always."""
+    op = make((3, 2, (5, 4), (8, 6), (2, 1)), "circular")
+    x = normal(1, op.input_shape)
+    turned = analysis(op, jnp.roll(x, (2, 1), axis=(1, 2)))
+    close = partial(np.testing.assert_allclose, atol=100 * tolerance(DEFAULT))
+    close(turned, jnp.roll(analysis(op, x), 1, axis=(1, 2)))
+    whole = conv_operator(np.ones((1, 2, 4)), 4, padding="circular")
+    x = normal(2, (2, 4))
+    close(analysis(whole, x), np.full((1, 4), x.sum()))
+
+
+@pytest.mark.parametrize(("geometry", "padding"), list(itertools.product(GEOMETRIES, PADDINGS)))
 def test_sparse_synthesis_is_dense_synthesis(geometry, padding):
     op = make(geometry, padding)
     rng = np.random.default_rng(5)
@@ -185,7 +205,7 @@ def test_new_filters_do_not_recompile(method):
 
 
 @pytest.mark.parametrize("method", ["conv", "patches"])
-@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("padding", PADDINGS)
 def test_vmap_over_filters_and_signals_is_a_loop(method, padding):
     geometry = GEOMETRIES[4]
     single = [make(geometry, padding, method, seed=seed) for seed in range(3)]
@@ -211,10 +231,10 @@ def test_operators_can_be_built_inside_a_trace():
     np.testing.assert_allclose(energy(bank), expected, rtol=100 * tolerance(DEFAULT))
 
 
-@pytest.mark.parametrize("method", ["conv", "patches"])
+@pytest.mark.parametrize(("padding", "method"), [("same", "conv"), ("same", "patches"), ("circular", "conv")])
 @pytest.mark.parametrize("apply", [analysis, synthesis])
-def test_gradients_against_finite_differences(method, apply):
-    op = make((2, 2, (3,), (7,), (2,)), "same", method)
+def test_gradients_against_finite_differences(padding, method, apply):
+    op = make((2, 2, (3,), (7,), (2,)), padding, method)
     argument = normal(1, op.input_shape if apply is analysis else op.code_shape)
 
     def loss(op, argument):
@@ -286,7 +306,11 @@ REFUSALS = [
     ((3, 2, 3), 8, {"stride": 2}, "D = 8, l = 3, t = 2 on spatial axis 0; the nearest valid D are 7 and 9"),
     ((3, 2, 3, 3), (7, 9), {"stride": (2, 4)}, "D = 9, l = 3, t = 4 on spatial axis 1; .* 7 and 11"),
     ((3, 2, 3), 8, {"stride": 0}, "stride to consist of integers of at least 1"),
-    ((3, 2, 3), 8, {"padding": "full"}, "'valid' or 'same', got 'full'"),
+    ((3, 2, 3), 8, {"padding": "full"}, "'valid', 'same' or 'circular', got 'full'"),
+    ((3, 2, 3), 9, {"stride": 2, "padding": "circular"}, "D = 9, l = 3, t = 2 on spatial axis 0; .* D are 8 and 10"),
+    ((3, 2, 5), 5, {"stride": 2, "padding": "circular"}, "D = 5, l = 5, t = 2 on spatial axis 0; .* D is 6"),
+    ((3, 2, 2, 5), (4, 4), {"padding": "circular"}, "D = 4, l = 5, t = 1 on spatial axis 1; .* D is 5"),
+    ((3, 2, 2), 1, {"stride": 3, "padding": "circular"}, "D = 1, l = 2, t = 3 on spatial axis 0; .* D is 3"),
     ((3, 2, 3), 8, {"method": "fft"}, "got 'fft'"),
 ]
 

@@ -245,6 +245,13 @@ def test_refusals(change, message):
         rip.constant(op, **({"k": 1} | change))
 
 
+def test_atoms_that_wrap_around_are_refused():
+    op = conv_operator(jnp.ones((2, 1, 2)), 3, padding="circular")
+    for constant in (rip.constant, rip.exact_constant):
+        with pytest.raises(ValueError, match=r"got 'circular'.*padding='valid'"):
+            constant(op, 1)
+
+
 def test_traced_filters_and_too_many_supports_are_refused():
     with pytest.raises(ValueError, match="exact_constant"):
         jax.jit(lambda bank: rip.constant(conv_operator(bank, 3), 1).lower)(jnp.ones((2, 1, 2)))
