@@ -19,6 +19,7 @@ from jax.custom_batching import sequential_vmap
 
 from cnninv_jax._typing import Array, Bool, Code, Int, Scalar, Signal
 from cnninv_jax.operators import ConvOperator, analysis, synthesis
+from cnninv_jax.sparsity.thresholds import shifted_relu, soft_threshold
 
 #: Growth of a step that was short enough; the most, and the least, that one too long shrinks.
 _GROW, _SHRINK, _EASE = 1.05, 0.5, 0.99
@@ -67,8 +68,8 @@ def restrict(problem: Problem, code: Code) -> Code:
 def shrink(problem: Problem, code: Code, threshold: Scalar) -> Code:
     """Return the proximal point of threshold |z|_1 on the support: soft thresholding."""
     if problem.nonnegative:
-        return restrict(problem, jnp.maximum(code - threshold, 0.0))
-    return restrict(problem, code - jnp.clip(code, -threshold, threshold))
+        return restrict(problem, shifted_relu(code, threshold))
+    return restrict(problem, soft_threshold(code, threshold))
 
 
 def gap_at(problem: Problem, code: Code, image: Signal) -> Gap:
