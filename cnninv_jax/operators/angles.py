@@ -1,9 +1,10 @@
-"""Angles between the atoms of a layer: their coherence."""
+"""Angles between the atoms of a layer: their coherence, and how small it can be."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,64 @@ def coherence(
         steps = per_axis(1 if stride is None else stride, len(length), "stride")
         axes = [_axis_pairs(ell, step) for ell, step in zip(length, steps, strict=True)]
     return _largest_over_pairs(filters, _half(axes))
+
+
+def welch_bound(
+    num_filters: int, channels: int, length: PerAxis, *, stride: PerAxis = 1, order: int | None = None
+) -> float:
+    """Return a lower bound of the coherence over all shifts of any K filters of this size (Welch 1974).
+
+        mu^(2p) >= (K - R_p) / (R_p (K P - 1)),    P = prod(2 floor((ell - 1) / t) + 1)
+
+    for every order p with R_p < K; without one the bound is 0. For p = 1, R_1 = M prod(min(t, ell)): at stride 1 and
+    one channel mu^2 >= (K - 1) / (K (2 ell - 1) - 1) (Papyan, Sulam, Elad 2017); at stride ell, where atoms of
+    different shifts do not overlap, Welch's own for K vectors of M prod(ell) numbers. For K <= R_1 nothing but 0 is
+    true: filters of one tap each, in different channels or at different taps modulo t, are orthogonal at all shifts.
+
+    Proof. Let B shifts of every unit-norm atom stand on a circle so long that no two atoms overlap on both sides: there
+    all inner products are those over all shifts, and each atom meets K P - 1 others. The p-th entrywise power H of the
+    Gram matrix is the Gram matrix of the atoms' p-th tensor powers, so it is positive semidefinite, with trace K B, and
+    its rank is at most the number of different entries that these symmetric tensors can have, B R_p: the multisets of p
+    cells (channel and sample) that some atom covers. Hence
+
+        K B (1 + (K P - 1) mu^(2p)) >= |H|_F^2 >= (trace H)^2 / rank H >= K^2 B / R_p.
+
+    An atom covers C(M prod(ell) + p - 1, p) multisets, and some of them are covered by the atom one shift on as well.
+    The shifts that cover a given multiset form a box, so inclusion and exclusion count it once:
+    R_p = sum over sets Q of axes of (-1)^|Q| C(M prod(ell_a, or max(ell_a - t_a, 0) for a in Q) + p - 1, p).
+
+    Args:
+        num_filters: K.
+        channels: M.
+        length: ell, one integer (1-D) or one per axis.
+        stride: t.
+        order: p; the largest bound of all orders for None.
+
+    Returns:
+        The bound, in [0, 1].
+
+    Raises:
+        ValueError: sizes that are no positive integers.
+    """
+    ((count,), (depth,)) = per_axis(num_filters, 1, "num_filters"), per_axis(channels, 1, "channels")
+    ell = per_axis(length, len(length) if isinstance(length, Sequence) else 1, "length")
+    steps = per_axis(stride, len(ell), "stride")
+    neighbours = count * math.prod(2 * ((taps - 1) // step) + 1 for taps, step in zip(ell, steps, strict=True)) - 1
+    orders = itertools.count(1) if order is None else per_axis(order, 1, "order")
+    best = 0.0
+    for power in orders:
+        covered = 0
+        for cut in itertools.product((False, True), repeat=len(ell)):
+            axes = zip(ell, steps, cut, strict=True)
+            cells = depth * math.prod(max(taps - step, 0) if less else taps for taps, step, less in axes)
+            covered += (-1) ** sum(cut) * (math.comb(cells + power - 1, power) if cells else 0)
+        # More cells of higher powers: no further order has fewer. At one cell all have one.
+        if covered >= count:
+            break
+        best = max(best, ((count - covered) / (covered * neighbours)) ** (0.5 / power))
+        if covered == 1 and depth * math.prod(ell) == 1:
+            return best
+    return best
 
 
 # A pair of positions on one axis: the lag of the second against the first, in samples, and the taps [start,

@@ -8,6 +8,7 @@ import pytest
 
 from cnninv_jax import operators
 from cnninv_jax.operators import coherence, conv_operator
+from cnninv_jax.operators.angles import welch_bound
 
 X64 = jax.config.read("jax_enable_x64")
 DEFAULT = np.float64 if X64 else np.float32
@@ -134,3 +135,73 @@ def test_refused_coherence():
         coherence(np.ones((2, 3)))
     with pytest.raises(ValueError, match="at least two atoms"):
         coherence(make(1, 1, (3,), (3,)), over="shifts")
+
+
+def simplex(num_filters):
+    """Unit vectors with all inner products -1 / (K - 1), in K - 1 dimensions."""
+    centred = np.eye(num_filters) - 1 / num_filters
+    basis = np.linalg.svd(centred)[0][:, :-1]
+    return centred @ basis / np.linalg.norm(centred[0])
+
+
+def rank_of_powers(num_filters, channels, length, stride, order):
+    """Welch's bound from the numerical rank of the p-th power of a Gram matrix of random atoms on a circle."""
+    size = tuple(-(-2 * ell // step) * step + step for ell, step in zip(length, stride, strict=True))
+    bank = np.random.default_rng(0).normal(size=(num_filters, channels, *length))
+    atoms = oracles.dense_matrix(bank, size, stride, "circular")
+    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
+    rank = np.linalg.matrix_rank((atoms @ atoms.T) ** order)
+    near = np.count_nonzero(np.abs(atoms[0]) @ np.abs(atoms.T) > 0) - 1
+    return ((len(atoms) / rank - 1) / near) ** (0.5 / order) if rank < len(atoms) else 0.0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "stride", "order"),
+    [
+        ((4, 1, (3,)), (1,), 1),
+        ((5, 1, (3,)), (1,), 2),
+        ((9, 1, (3,)), (1,), 3),
+        ((9, 2, (4,)), (3,), 1),
+        ((17, 1, (4,)), (3,), 2),
+        ((4, 2, (2,)), (3,), 1),  # samples that no atom covers
+        ((3, 1, (2, 3)), (1, 2), 1),
+        ((11, 1, (2, 2)), (1, 1), 2),
+        ((3, 2, (2, 2)), (1, 2), 1),  # as many filters as channels and phases: no bound
+    ],
+    ids=str,
+)
+def test_welch_bound_counts_the_rank(sizes, stride, order):
+    found = welch_bound(*sizes, stride=stride, order=order)
+    np.testing.assert_allclose(found, rank_of_powers(*sizes, stride, order), rtol=1e-9, atol=1e-12)
+    assert welch_bound(*sizes, stride=stride) >= found
+
+
+def test_welch_bound_is_the_printed_one():
+    for num_filters, ell in [(2, 3), (8, 16), (100, 5)]:
+        printed = np.sqrt((num_filters - 1) / (num_filters * (2 * ell - 1) - 1))
+        np.testing.assert_allclose(welch_bound(num_filters, 1, ell, order=1), printed, rtol=1e-12)
+    # Many filters: the second order passes the first, as for equiangular lines.
+    assert welch_bound(100, 1, 5) > 1.2 * welch_bound(100, 1, 5, order=1)
+
+
+@pytest.mark.parametrize("num_filters", [3, 12])
+@pytest.mark.parametrize(("length", "stride"), [((3,), (1,)), ((4,), (2,)), ((2, 2), (1, 1)), ((3, 2), (2, 3))])
+def test_no_random_dictionary_passes_the_welch_bound(num_filters, length, stride):
+    bound = welch_bound(num_filters, 1, length, stride=stride)
+    for seed in range(4):
+        bank = np.random.default_rng(seed).normal(size=(num_filters, 1, *length)).astype(DEFAULT)
+        assert cosines(jnp.asarray(bank), over="shifts", stride=stride) >= bound
+
+
+def test_dictionaries_that_attain_the_welch_bound():
+    for channels, length in [(1, (3,)), (2, (2,)), (2, (1,)), (1, (2, 2))]:
+        count = channels * int(np.prod(length)) + 1
+        bank = jnp.asarray(simplex(count).reshape(count, channels, *length), DEFAULT)
+        found = coherence(bank, over="shifts", stride=length)
+        np.testing.assert_allclose(found, welch_bound(count, channels, length, stride=length), rtol=TOLERANCE)
+    for filters in (1, 2, 6):  # one tap each, at different places modulo t
+        bank = np.zeros((filters, 2, 5))
+        bank[range(filters), [0, 1, 0, 1, 0, 1][:filters], [0, 0, 1, 1, 2, 2][:filters]] = 1.0
+        assert welch_bound(filters, 2, 5, stride=3) == 0 == coherence(jnp.asarray(bank), over="shifts", stride=3)
+    assert welch_bound(7, 2, 5, stride=3) > 0
+    assert welch_bound(2, 1, 1) == 1
