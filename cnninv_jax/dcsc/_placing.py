@@ -7,7 +7,6 @@ where no place fits any more.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -15,27 +14,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnninv_jax._typing import Array, Bool, Int, PRNGKeyArray
-from cnninv_jax.dcsc.model import Layers
-from cnninv_jax.operators import conv_operator, synthesis
+from cnninv_jax._typing import Array, Bool, Float, Int, PRNGKeyArray
+from cnninv_jax.dcsc.model import Layer, Layers
+from cnninv_jax.operators import ConvOperator, conv_operator, synthesis
 
 
 class Footprint(NamedTuple):
-    """What a non-zero of X^(L) does to X^(l), relative to its place.
+    """What a non-zero of X^(L) does to X^(l), l < L, relative to its place.
 
     Attributes:
         entries: whether an entry of X^(l) is touched, [n_L, n_l, *window].
-        filled: touched entries in the stripe around every shift that has any, [n_L, *(window + 2 reach)].
+        filled: touched entries in the stripe around every shift that has any, [n_L, *wide].
         meets: whether two of the atoms below one non-zero meet in an entry, [n_L].
     """
 
-    entries: Bool[Array, "K k *window"]
-    filled: Int[Array, "K *wide"]
-    meets: Bool[Array, " K"]
+    entries: Bool[Array, "K_deep K *window"]
+    filled: Int[Array, " K_deep *wide"]
+    meets: Bool[Array, " K_deep"]
 
 
 class _State(NamedTuple):
-    index: Int[Array, ""]
+    visited: Int[Array, ""]
     taken: Int[Array, ""]
     support: Bool[Array, " places"]
     touched: tuple[Bool[Array, " k *n"], ...]
@@ -43,18 +42,16 @@ class _State(NamedTuple):
 
 
 def footprints(model: Layers) -> tuple[Footprint, ...]:
-    """Return the footprints of the deepest filters in X^(1), ..., X^(L)."""
-    deepest = model[-1].op
-    one = (1,) * deepest.rank
-    times = jnp.eye(deepest.num_filters, dtype=np.float32).reshape(deepest.num_filters, deepest.num_filters, *one)
+    """Return the footprints of the deepest filters in X^(1), ..., X^(L-1)."""
     found = []
-    for level in range(len(model), 0, -1):
-        boxes = _boxes(model, level, times.shape[2:])
+    times = (model[-1].op.filters != 0).astype(np.float32)
+    for level in range(len(model) - 1, 0, -1):
+        if level < len(model) - 1:
+            times = _below(model[level].op, times)
+        boxes = _boxes(model[level - 1], times.shape[2:])
         touched = times > 0.5
-        meets = jnp.any(times > 1.5, axis=tuple(range(1, times.ndim)))
-        found.append(Footprint(touched, jax.vmap(lambda entries, b=boxes: _filled(entries, b))(touched), meets))
-        if level > 1:
-            times = _below(model, level, times)
+        filled = jax.vmap(lambda entries, boxes=boxes: _filled(entries, boxes))(touched)
+        found.append(Footprint(touched, filled, jnp.any(times > 1.5, axis=tuple(range(1, times.ndim)))))
     return tuple(reversed(found))
 
 
@@ -79,24 +76,24 @@ def place(
     apart = jnp.ones(deepest.num_filters, bool)
     for one in prints:
         apart = apart & ~one.meets
-    levels = range(1, len(model) + 1)
-    boxes = [_boxes(model, level, one.entries.shape[2:]) for level, one in zip(levels, prints, strict=True)]
+    boxes = [_boxes(layer, one.entries.shape[2:]) for layer, one in zip(model, prints, strict=False)]
+    # A non-zero of X^(L) itself counts once in every stripe within reach.
+    alone = jnp.ones([len(box) for box in _boxes(model[-1], (1,) * deepest.rank)], np.int32)
 
-    def going(state: _State) -> Array:
-        return (state.index < count) & (state.taken < wanted)
+    def going(state: _State) -> Bool[Array, ""]:
+        return (state.visited < count) & (state.taken < wanted)
 
     def step(state: _State) -> _State:
-        candidate = order[state.index]
+        candidate = order[state.visited]
         kind, *shift = jnp.unravel_index(candidate, deepest.code_shape)
         fits = apart[kind] if disjoint else jnp.ones((), bool)
         touched, stripes = [], []
-        for number, (level, one) in enumerate(zip(levels, prints, strict=True)):
-            layer, scale = model[level - 1].op, _scale(model, level)
-            circular = layer.padding == "circular"
-            origin = [place * step for place, step in zip(shift, scale, strict=True)]
-            filled = one.filled[kind]
-            if level < len(model):
-                entries = one.entries[kind]
+        for number, layer in enumerate(model):
+            circular = layer.op.padding == "circular"
+            origin = [at * step for at, step in zip(shift, _scale(model, number), strict=True)]
+            filled = alone
+            if number < len(prints):
+                entries, filled = prints[number].entries[kind], prints[number].filled[kind]
                 before = _read(state.touched[number], origin, entries.shape[1:], circular)
                 if disjoint:
                     fits = fits & ~jnp.any(entries & before)
@@ -104,7 +101,7 @@ def place(
                     filled = _filled(entries & ~before, boxes[number])
                 touched.append((state.touched[number], origin, before | entries, before, circular))
             if circular:
-                origin = [at - reach for at, reach in zip(origin, model[level - 1].reach, strict=True)]
+                origin = [at - reach for at, reach in zip(origin, layer.reach, strict=True)]
             there = _read(state.stripes[number], origin, filled.shape, circular)
             fits = fits & jnp.all(there + filled <= limits[number])
             stripes.append((state.stripes[number], origin, there + filled, there, circular))
@@ -113,7 +110,7 @@ def place(
             return _write(array, origin, jnp.where(fits, after, before), circular)
 
         return _State(
-            state.index + 1,
+            state.visited + 1,
             state.taken + fits.astype(np.int32),
             state.support.at[candidate].set(fits),
             tuple(update(*change) for change in touched),
@@ -125,54 +122,50 @@ def place(
         jnp.zeros((), np.int32),
         jnp.zeros(count, bool),
         tuple(jnp.zeros(layer.op.code_shape, bool) for layer in model[:-1]),
-        tuple(_no_stripes(model, level) for level in levels),
+        tuple(_no_stripes(layer) for layer in model),
     )
     return jax.lax.while_loop(going, step, start).support.reshape(deepest.code_shape)
 
 
-def _no_stripes(model: Layers, level: int) -> Int[Array, " *wide"]:
+def _no_stripes(layer: Layer) -> Int[Array, " *wide"]:
     """Return empty stripes: around every shift, and with valid padding around those a reach outside.
 
     A stripe outside the border holds no more than the one at the border, so that its limit changes nothing.
     """
-    layer = model[level - 1]
     margin = 0 if layer.op.padding == "circular" else 2
-    return jnp.zeros(tuple(n + margin * r for n, r in zip(layer.op.shifts, layer.reach, strict=True)), np.int32)
+    return jnp.zeros([n + margin * reach for n, reach in zip(layer.op.shifts, layer.reach, strict=True)], np.int32)
 
 
-def _scale(model: Layers, level: int) -> tuple[int, ...]:
-    """Return how many shifts of X^(l) one of X^(L) is, per axis."""
-    return tuple(
-        math.prod(steps)
-        for steps in zip((1,) * model[0].op.rank, *(above.op.stride for above in model[level:]), strict=True)
-    )
+def _scale(model: Layers, number: int) -> list[int]:
+    """Return how many shifts of this layer's code one of the deepest is, per axis."""
+    steps = [layer.op.stride for layer in model[number + 1 :]]
+    return [math.prod(step[axis] for step in steps) for axis in range(model[0].op.rank)]
 
 
-def _below(model: Layers, level: int, times: Array) -> Array:
-    """Return how often the atoms of layer l touch the entries of X^(l-1), from how often X^(l) has them."""
-    op = model[level - 1].op
-    window = tuple((n - 1) * step + ell for n, step, ell in zip(times.shape[2:], op.stride, op.length, strict=True))
+def _below(op: ConvOperator, times: Float[Array, "K_deep K *window"]) -> Float[Array, "K_deep M *wider"]:
+    """Return how often entries of the layer's signal are touched, from how often those of its code are."""
+    window = [(n - 1) * step + ell for n, step, ell in zip(times.shape[2:], op.stride, op.length, strict=True)]
     bare = conv_operator((op.filters != 0).astype(np.float32), window, stride=op.stride)
     spread = jax.vmap(lambda code: synthesis(bare, code))(times)
     if op.padding == "circular":
-        for axis, (width, size) in enumerate(zip(window, op.signal_shape, strict=True), start=2):
-            if width > size:
-                spread = _wrapped(spread, axis, size)
+        for axis, size in enumerate(op.signal_shape, start=2):
+            spread = _wrapped(spread, axis, size)
     return spread
 
 
 def _wrapped(array: Array, axis: int, size: int) -> Array:
     """Add up what falls on the same sample of a circle."""
+    if array.shape[axis] <= size:
+        return array
     turns = -(-array.shape[axis] // size)
     widths = [(0, 0)] * array.ndim
     widths[axis] = (0, turns * size - array.shape[axis])
-    padded = jnp.pad(array, widths)
-    return jnp.sum(padded.reshape(*array.shape[:axis], turns, size, *array.shape[axis + 1 :]), axis=axis)
+    shape = (*array.shape[:axis], turns, size, *array.shape[axis + 1 :])
+    return jnp.sum(jnp.pad(array, widths).reshape(shape), axis=axis)
 
 
-def _boxes(model: Layers, level: int, window: tuple[int, ...]) -> list[Int[np.ndarray, "wide window"]]:
-    """Return for every axis which shifts of a window lie in the stripe around which shift, a reach before it on."""
-    layer = model[level - 1]
+def _boxes(layer: Layer, window: tuple[int, ...]) -> list[Int[np.ndarray, "wide window"]]:
+    """Return for every axis which shifts of a window lie in the stripe around which shift, a reach before it first."""
     boxes = []
     for width, reach, size in zip(window, layer.reach, layer.op.shifts, strict=True):
         circular = layer.op.padding == "circular"
@@ -196,7 +189,7 @@ def _read(array: Array, origin: list[Array], window: tuple[int, ...], circular: 
     """Return a window over the spatial axes, the last ones."""
     leading = array.ndim - len(window)
     if circular:
-        turned = jnp.roll(array, [-at for at in origin], axis=range(leading, array.ndim))
+        turned = jnp.roll(array, -jnp.stack(origin), axis=range(leading, array.ndim))
         return turned[(..., *(slice(0, width) for width in window))]
     starts = [jnp.zeros((), origin[0].dtype)] * leading + origin
     return jax.lax.dynamic_slice(array, starts, (*array.shape[:leading], *window))
@@ -207,8 +200,8 @@ def _write(array: Array, origin: list[Array], block: Array, circular: bool) -> A
     leading = array.ndim - len(origin)
     if circular:
         axes = range(leading, array.ndim)
-        turned = jnp.roll(array, [-at for at in origin], axis=axes)
-        place = (..., *(slice(0, width) for width in block.shape[leading:]))
-        return jnp.roll(turned.at[place].set(block), origin, axis=axes)
+        turned = jnp.roll(array, -jnp.stack(origin), axis=axes)
+        window = (..., *(slice(0, width) for width in block.shape[leading:]))
+        return jnp.roll(turned.at[window].set(block), jnp.stack(origin), axis=axes)
     starts = [jnp.zeros((), origin[0].dtype)] * leading + origin
     return jax.lax.dynamic_update_slice(array, block, starts)

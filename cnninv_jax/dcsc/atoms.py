@@ -70,7 +70,7 @@ def sparse_filters(
     step = per_axis(stride, len(ell), "stride")
     if taps > depth * math.prod(ell):
         raise ValueError(
-            f"expected at most M prod(ell) = {depth * math.prod(ell)} non-zero taps in a filter of {depth} channels and "
+            f"expected at most M prod(ell) = {depth * math.prod(ell)} taps in a filter of {depth} channels and "
             f"length {ell}, got {taps}"
         )
     if values not in get_args(AtomValues):
@@ -83,7 +83,7 @@ def sparse_filters(
     return _spread(key, (count, depth, *ell), taps, values, step, trials, kind)
 
 
-def _amplitudes(key: PRNGKeyArray, shape: tuple[int, ...], values: str, dtype: jnp.dtype) -> Float[Array, "..."]:
+def _amplitudes(key: PRNGKeyArray, shape: tuple[int, ...], values: str, dtype: jnp.dtype) -> Float[Array, " *shape"]:
     """Return taps before normalisation."""
     if values == "positive":
         return jnp.ones(shape, dtype)
@@ -115,14 +115,14 @@ def _spread(
     count, channels, *length = shape
     ell = tuple(length)
 
-    def trial(key: PRNGKeyArray, used: Float[Array, " M"]) -> Float[Array, "M *ell"]:
+    def trial(key: PRNGKeyArray, used: Float[Array, " M"]) -> Float[Array, " M *ell"]:
         place_key, value_key = jax.random.split(key)
         channel, tap = _places(place_key, used, taps, ell)
         amplitude = _amplitudes(value_key, (taps,), values, dtype)
         atom = jnp.zeros((channels, math.prod(ell)), dtype).at[channel, tap].set(amplitude)
         return normalize(atom.reshape(1, channels, *ell))[0]
 
-    def cost(atom: Float[Array, "M *ell"], bank: FilterBank) -> Float[Array, ""]:
+    def cost(atom: Float[Array, " M *ell"], bank: FilterBank) -> Float[Array, ""]:
         others = _products(atom, bank, taps, ell, stride)
         own = _products(atom, atom[None], taps, ell, stride)
         own = own.at[(0, *(size - 1 for size in ell))].set(0)
@@ -159,7 +159,7 @@ def _places(
 
 
 def _products(
-    atom: Float[Array, "M *ell"], bank: FilterBank, taps: int, length: tuple[int, ...], stride: tuple[int, ...]
+    atom: Float[Array, " M *ell"], bank: FilterBank, taps: int, length: tuple[int, ...], stride: tuple[int, ...]
 ) -> Float[Array, " K *lags"]:
     """Return the atom's products with a bank at every shift, 0 where the stride has none; [K, *(2 ell - 1)]."""
     size = math.prod(length)

@@ -221,7 +221,7 @@ def _check_padding(model: Layers) -> None:
 
 def _limits(sparsity: Sparsity, depth: int) -> list[int]:
     """Return the limit of every layer."""
-    asked = [None] * (depth - 1) + [sparsity] if sparsity is None or np.ndim(sparsity) == 0 else list(sparsity)
+    asked = list(sparsity) if isinstance(sparsity, Sequence) else [*[None] * (depth - 1), sparsity]
     if len(asked) != depth:
         raise ValueError(f"expected one sparsity, or one for each of {depth} layers, got {sparsity}")
     return [_UNBOUNDED if limit is None else per_axis(limit, 1, "sparsity")[0] for limit in asked]
@@ -260,6 +260,9 @@ def _check_possible(model: Layers, limits: list[int], disjoint: bool) -> None:
 @jax.jit
 def _alone(model: Layers) -> tuple[Int[Array, "L K"], Bool[Array, " K"]]:
     """Return the fullest stripe of every layer below one non-zero, and whether its atoms meet."""
-    prints = footprints(model)
-    fullest = [jnp.max(one.filled, axis=tuple(range(1, one.filled.ndim))) for one in prints]
-    return jnp.stack(fullest), jnp.any(jnp.stack([one.meets for one in prints]), axis=0)
+    fullest = [jnp.ones(model[-1].op.num_filters, np.int32)]
+    meets = jnp.zeros(model[-1].op.num_filters, bool)
+    for one in reversed(footprints(model)):
+        fullest.insert(0, jnp.max(one.filled, axis=tuple(range(1, one.filled.ndim))))
+        meets = meets | one.meets
+    return jnp.stack(fullest), meets
