@@ -131,23 +131,23 @@ def stripe_reach(code: Shaped[Array, " K *n"], length: PerAxis, stride: PerAxis 
 
 
 def around(
-    array: Int[Array, " *n"], reach: tuple[int, ...], padding: str, *, smallest: bool = False
+    array: Int[Array, " *n"], reach: tuple[int, ...], padding: str, *, largest: bool = False
 ) -> Int[Array, " *n"]:
-    """Return the sum (or the smallest) of all integers within ``reach`` shifts of every shift, itself included.
+    """Return the sum (or the largest) of all integers within ``reach`` shifts of every shift, itself included.
 
     Args:
         array: one integer for every shift, [*n].
         reach: shifts on either side, per axis.
         padding: ``"valid"`` (cut at the border) or ``"circular"`` (wraps; each shift counts once however far it goes).
-        smallest: the smallest instead of the sum.
+        largest: the largest instead of the sum.
     """
     _check_padding(padding)
     for axis, (far, size) in enumerate(zip(reach, array.shape, strict=True)):
-        if 2 * far + 1 >= 2 * size - 1 or (padding == "circular" and 2 * far + 1 >= size):
-            whole = jnp.min(array, axis, keepdims=True) if smallest else jnp.sum(array, axis, np.int32, keepdims=True)
+        if far >= size - 1 or (padding == "circular" and 2 * far + 1 >= size):
+            whole = jnp.max(array, axis, keepdims=True) if largest else jnp.sum(array, axis, array.dtype, keepdims=True)
             array = jnp.broadcast_to(whole, array.shape)
         else:
-            array = _slide(array, axis, 2 * far + 1, (far, far), 1, padding, smallest=smallest)
+            array = _slide(array, axis, 2 * far + 1, (far, far), 1, padding, largest=largest)
     return array
 
 
@@ -166,7 +166,7 @@ def _patches(
         if padding == "circular" and size % t:
             raise ValueError(f"expected a stride that divides D = {size} for circular padding, got {t}")
         after = long - t if padding == "circular" else 0
-        energy = _slide(energy, axis, long, (0, max(after, 0)), t, padding, smallest=False)
+        energy = _slide(energy, axis, long, (0, max(after, 0)), t, padding, largest=False)
     return energy
 
 
@@ -178,7 +178,7 @@ def _slide(
     step: int,
     padding: str,
     *,
-    smallest: bool,
+    largest: bool,
 ) -> Shaped[Array, " *n"]:
     """Combine windows along one axis."""
 
@@ -187,8 +187,8 @@ def _slide(
 
     if padding == "circular":
         array, margin = jnp.pad(array, along(margin, (0, 0)), mode="wrap"), (0, 0)
-    combine: Callable[[Array, Array], Array] = jax.lax.min if smallest else jax.lax.add
-    neutral = np.asarray(np.iinfo(array.dtype).max if smallest else 0, array.dtype)
+    combine: Callable[[Array, Array], Array] = jax.lax.max if largest else jax.lax.add
+    neutral = np.asarray(np.iinfo(array.dtype).min if largest else 0, array.dtype)
     return jax.lax.reduce_window(array, neutral, combine, along(width, 1), along(step, 1), along(margin, (0, 0)))
 
 

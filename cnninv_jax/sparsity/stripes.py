@@ -27,8 +27,8 @@ def project_stripes(
     least half of the energy that it keeps is kept (a 2-extendible system; Mestre 2006).
 
     Entries of one shift are in the same stripes, so each shift keeps its largest few, and the first entry that it
-    refuses closes it. In a round every shift whose next entry is the largest next entry within two reaches keeps it:
-    nothing that could come before it is undecided, and the result is that of one entry after the other.
+    refuses closes it. In a round every shift whose next entry comes before those of all shifts within two reaches keeps
+    it: nothing that could have come earlier is undecided, and the result is that of one entry after the other.
 
     Args:
         h: responses, [K, *n]. NaN comes first and counts like any other entry; zeros are never kept.
@@ -43,30 +43,38 @@ def project_stripes(
     Raises:
         ValueError: no code of shape [K, *n], a static S below 0, or lengths, strides or padding that are none.
 
-    Cost: one sort of K n entries, then rounds of 5 windows over n, at most K n and usually a few times S.
+    Cost: a sort of the K entries of every shift, then rounds of 5 windows over n; usually two to three times S rounds,
+        at most K n.
     """
     code = as_float(h)
     reach = stripe_reach(code, length, stride)
+    twice = tuple(2 * far for far in reach)
     budget = _budget(S)
-    ranks, order = _next_entries(jax.lax.stop_gradient(code))
-    nobody = np.int32(code.size)
+    sizes, places = _by_size(code)
+    last = code.shape[0] - 1
 
     def candidates(kept: Int[Array, " *n"]) -> Int[Array, " *n"]:
-        """Return the rank of every shift's next entry; ``nobody`` where there is none or a stripe is full."""
+        """Return the size of every shift's next entry; 0 where there is none or a stripe is full."""
         full = (around(kept, reach, padding) >= budget).astype(np.int32)
-        following = jnp.take_along_axis(ranks, jnp.minimum(kept, code.shape[0] - 1)[None], axis=0)[0]
-        closed = (around(full, reach, padding) > 0) | (kept >= code.shape[0])
-        return jnp.where(closed, nobody, following)
+        closed = (around(full, reach, padding) > 0) | (kept > last)
+        return jnp.where(closed, 0, _taken(sizes, kept))
 
     def turn(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        kept, following = carry
-        first = around(following, tuple(2 * far for far in reach), padding, smallest=True)
-        kept = kept + ((following == first) & (following < nobody)).astype(np.int32)
+        kept, size = carry
+        top = (size > 0) & (size == around(size, twice, padding, largest=True))
+        # Among equals the lowest index comes first; one that is no top yet waits for a larger entry further away, and
+        # may come before a top of its size.
+        early = jnp.where(top, code.size - _taken(places, kept), 0)
+        first = early == around(early, twice, padding, largest=True)
+        waiting = around(jnp.where(top, 0, size), twice, padding, largest=True)
+        kept = kept + (top & first & (waiting < size)).astype(np.int32)
         return kept, candidates(kept)
 
     none = jnp.zeros(code.shape[1:], np.int32)
-    kept, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[1] < nobody), turn, (none, candidates(none)))
-    return jnp.where(order < kept[None], code, 0.0)
+    kept, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[1] > 0), turn, (none, candidates(none)))
+    turns = jnp.arange(code.shape[0], dtype=np.int32).reshape(-1, *(1,) * kept.ndim)
+    chosen = jnp.zeros(code.size, bool).at[places].set(turns < kept[None], unique_indices=True)
+    return jnp.where(chosen.reshape(code.shape), code, 0.0)
 
 
 def project_stripes_exact(
@@ -158,17 +166,19 @@ def _budget(S: int | Int[Array, ""]) -> Int[Array, ""] | np.int32:
     return np.int32(per_axis(S, 1, "S", minimum=0)[0])
 
 
-def _next_entries(code: Code) -> tuple[Int[Array, " K *n"], Int[Array, " K *n"]]:
-    """Return what every shift would keep first, second, ...: ranks among all entries, and each entry's turn.
+def _by_size(code: Code) -> tuple[Int[Array, " K *n"], Int[Array, " K *n"]]:
+    """Return every shift's entries from the largest on, equal ones in the order of filters: sizes and flat indices.
 
-    Ranks grow along the first axis; zeros have the rank K n of nobody.
+    Sizes are the bits of magnitudes, integers of the same order that no comparison of floats slows down; zeros have 0.
     """
-    size = jnp.where(jnp.isnan(code), jnp.inf, jnp.abs(code))
-    places = jnp.arange(code.size, dtype=np.int32)
-    _, order = jax.lax.sort((-size.ravel(), places), num_keys=2)
-    rank = jnp.zeros_like(places).at[order].set(places, unique_indices=True).reshape(code.shape)
-    rank = jnp.where(size == 0, np.int32(code.size), rank)
-    filters = jax.lax.broadcasted_iota(np.int32, code.shape, 0)
-    sorted_ranks, by_turn = jax.lax.sort((rank, filters), dimension=0, num_keys=1)
-    _, turns = jax.lax.sort((by_turn, filters), dimension=0, num_keys=1)
-    return sorted_ranks, turns
+    wide = code if code.dtype.itemsize >= 4 else code.astype(np.float32)
+    magnitudes = jnp.where(jnp.isnan(wide), jnp.inf, jnp.abs(wide))
+    bits = jax.lax.bitcast_convert_type(magnitudes, np.int32 if wide.dtype.itemsize == 4 else np.int64)
+    places = jnp.arange(code.size, dtype=np.int32).reshape(code.shape)
+    falling, order = jax.lax.sort((-bits, places), dimension=0, num_keys=1, is_stable=True)
+    return -falling, order
+
+
+def _taken(entries: Int[Array, " K *n"], turn: Int[Array, " *n"]) -> Int[Array, " *n"]:
+    """Return every shift's entry whose turn it is; the last one after that."""
+    return jnp.take_along_axis(entries, jnp.minimum(turn, entries.shape[0] - 1)[None], axis=0)[0]
