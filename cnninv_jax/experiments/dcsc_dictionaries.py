@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from cnninv_jax import dcsc, filters
-from cnninv_jax._numerics import matmul
+from cnninv_jax._numerics import float_dtype, matmul
 from cnninv_jax._typing import Array, FilterBank, Float, PRNGKeyArray
+from cnninv_jax.dcsc.atoms import sparse_filters
+from cnninv_jax.dcsc.bounds import ProbabilisticBound, probabilistic_bound, propagated_noise, uniform_bound
+from cnninv_jax.dcsc.generate import Measured, measure
 from cnninv_jax.experiments.dcsc_draws import PathDraw
 from cnninv_jax.montecarlo.arguments import positive
-from cnninv_jax.operators import coherence
-
-if TYPE_CHECKING:
-    from cnninv_jax.dcsc.generate import Measured
+from cnninv_jax.sparsity.norms import patch_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +51,14 @@ class Dictionaries:
     """Atoms inside of the signal (valid), or wrapping around its border (circular)."""
     kind: Literal["gaussian", "designed", "orthogonal"] = "gaussian"
     """Filters next to the signal: i.i.d. Gaussian, designed for a small coherence over shifts, or orthogonal over all
-    shifts, which needs at most M stride^rank filters. Deep atoms: of random support for gaussian, in channels of their
-    own for the others."""
+    shifts, which needs at most M stride^rank filters."""
     coherence: float | None = None
     """Coherence over shifts of the filters next to the signal, reached by mixing; the kind's own by default."""
     design_steps: int = 300
     """Steps of the design, for --kind designed."""
+    places: Literal["spread", "random"] = "spread"
+    """Taps of deep atoms: in channels of their own as far as there are channels (spread; no two atoms overlap where
+    n_l nonzeros <= n_(l-1), mu_l = 0), or anywhere (random)."""
 
 
 def check(sizes: Dictionaries, depth: int) -> None:
@@ -79,6 +81,8 @@ def check(sizes: Dictionaries, depth: int) -> None:
         )
     if sizes.kind not in ("gaussian", "designed", "orthogonal"):
         raise ValueError(f"expected --kind gaussian, designed or orthogonal, got {sizes.kind!r}")
+    if sizes.places not in ("spread", "random"):
+        raise ValueError(f"expected --places spread or random, got {sizes.places!r}")
     if sizes.padding not in ("valid", "circular"):
         raise ValueError(f"expected --padding valid or circular, got {sizes.padding!r}")
     if sizes.coherence is not None and not 0 < sizes.coherence < 1:
@@ -113,43 +117,37 @@ def check(sizes: Dictionaries, depth: int) -> None:
 def build(key: PRNGKeyArray, sizes: Dictionaries, depth: int, dtype: jax.typing.DTypeLike | None = None) -> dcsc.Layers:
     """Return the layers of a model of these sizes; D = I, draw its signs with `dcsc.draw_signs`.
 
-    Models of one key and less depth are the first layers of deeper ones.
+    Of one key, a model of less depth is the first layers of a deeper one; filters once made are kept.
+
+    Args:
+        key: random key.
+        sizes: see `Dictionaries`.
+        depth: L.
+        dtype: of the filters; JAX's default float for None.
 
     Raises:
         ValueError: sizes that do not fit, in the words of the command line.
     """
     check(sizes, depth)
-    kind = jnp.zeros((), dtype).dtype if dtype is None else jnp.dtype(dtype)
     data = tuple(np.asarray(jax.random.key_data(key)).ravel().tolist())
-    banks = _banks(data, str(jax.random.key_impl(key)), sizes, depth, str(kind))
-    return dcsc.layers(
-        banks, (sizes.D,) * sizes.rank, strides=[sizes.stride] * depth, padding=sizes.padding, method="auto"
-    )
+    impl, kind = str(jax.random.key_impl(key)), str(float_dtype(dtype))
+    banks = [_bank(data, impl, sizes, number, kind) for number in range(1, depth + 1)]
+    return dcsc.layers(banks, (sizes.D,) * sizes.rank, strides=[sizes.stride] * depth, padding=sizes.padding)
 
 
 @functools.lru_cache(maxsize=64)
-def _banks(data: tuple[int, ...], impl: str, sizes: Dictionaries, depth: int, dtype: str) -> tuple[FilterBank, ...]:
-    """Return the filters of every layer: designs take long, and a study asks for the same ones again and again."""
-    from cnninv_jax.dcsc.atoms import sparse_filters
-
-    key = jax.random.wrap_key_data(jnp.asarray(data, jnp.uint32), impl=impl)
-    length = (sizes.ell,) * sizes.rank
-    banks = [_bottom(jax.random.fold_in(key, 1), sizes, length, dtype)]
-    for number in range(2, depth + 1):
-        own = jax.random.fold_in(key, number)
-        count, channels = sizes.num_filters[number - 1], sizes.num_filters[number - 2]
-        if sizes.kind != "gaussian" and count * sizes.nonzeros <= channels:
-            bank = apart(own, count, channels, length, sizes.nonzeros)
-        else:
-            bank = sparse_filters(own, count, channels, length, sizes.nonzeros, values="signs")
-        banks.append(jnp.asarray(bank, dtype))
-    return tuple(banks)
-
-
-def _bottom(key: PRNGKeyArray, sizes: Dictionaries, length: tuple[int, ...], dtype: str) -> FilterBank:
+def _bank(data: tuple[int, ...], impl: str, sizes: Dictionaries, number: int, dtype: str) -> FilterBank:
+    """Return the filters of a layer; kept, since designs take long and a study asks for the same ones again."""
     from cnninv_jax.dcsc.design import design, filters_of_coherence
 
-    count = sizes.num_filters[0]
+    key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(data, jnp.uint32), impl=impl), number)
+    length = (sizes.ell,) * sizes.rank
+    count = sizes.num_filters[number - 1]
+    if number > 1:
+        channels = sizes.num_filters[number - 2]
+        return sparse_filters(
+            key, count, channels, length, sizes.nonzeros, places=sizes.places, stride=sizes.stride, dtype=dtype
+        )
     if sizes.coherence is not None:
         bank = filters_of_coherence(key, count, sizes.M, length, sizes.coherence, stride=sizes.stride)
     elif sizes.kind == "designed":
@@ -158,34 +156,7 @@ def _bottom(key: PRNGKeyArray, sizes: Dictionaries, length: tuple[int, ...], dty
         bank = orthogonal(key, count, sizes.M, length, stride=sizes.stride)
     else:
         bank = filters.gaussian(key, count, sizes.M, length, normalize=True, dtype=dtype)
-    return jnp.asarray(bank, dtype)
-
-
-def apart(key: PRNGKeyArray, num_filters: int, channels: int, length: tuple[int, ...], nonzeros: int) -> FilterBank:
-    """Return sparse atoms of which no two share a channel, and none has two entries in one: mu = 0 over all shifts.
-
-    Args:
-        key: random key.
-        num_filters: K, at most channels / nonzeros.
-        channels: M.
-        length: ell per axis.
-        nonzeros: entries of an atom, +-1/sqrt(nonzeros) at a random tap each.
-
-    Raises:
-        ValueError: too few channels.
-    """
-    if num_filters * nonzeros > channels:
-        raise ValueError(
-            f"expected at least {num_filters * nonzeros} channels for {num_filters} atoms of {nonzeros} entries in "
-            f"channels of their own, got {channels}"
-        )
-    order, taps, signs = jax.random.split(key, 3)
-    where = jax.random.permutation(order, channels)[: num_filters * nonzeros].reshape(num_filters, nonzeros)
-    tap = jax.random.randint(taps, where.shape, 0, math.prod(length))
-    values = jax.random.rademacher(signs, where.shape, jnp.float32) / math.sqrt(nonzeros)
-    bank = jnp.zeros((num_filters, channels, math.prod(length)))
-    bank = bank.at[jnp.arange(num_filters)[:, None], where, tap].set(values.astype(bank.dtype))
-    return filters.normalize(bank.reshape(num_filters, channels, *length))
+    return jnp.asarray(bank).astype(dtype)
 
 
 def orthogonal(
@@ -241,21 +212,16 @@ def orthogonal(
     return filters.normalize(jnp.pad(whole, [(0, 0), (0, 0), *missing]))
 
 
-def coherences(model: dcsc.Layers) -> Float[np.ndarray, " L"]:
-    """Return mu_l over the shifts of every layer."""
-    return np.array([float(coherence(layer.op, over="shifts")) for layer in model])
-
-
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """One deepest support under one noise, ready for draws of signs, and what the theorem asks of it.
+    """One deepest support under one noise, ready for draws of signs, and what the theorems ask of it.
 
     Attributes:
         tables: see `dcsc.path_tables`.
         thresholds: beta_l = |X_min^(l)| / 2, [L].
         measured: S_l, |X_min|, |X_max|, mu_l and non-zeros per patch of every layer, for the model's signs.
         zeta_0: |V^(0)|_{2,inf} over patches of the first layer's length.
-        positions: shifts M_l of an atom, by layer.
+        positions: shifts M of an atom, by layer.
         num_filters: n_l.
     """
 
@@ -285,15 +251,12 @@ def prepare(
         model: the layers; with atoms that do not overlap in X^(1), ..., X^(L-1) their signs do not matter.
         code: X^(L), [n_L, *n].
         noise: V^(0), [M, *D]; none for None.
-        capacity: see `dcsc.path_tables`.
-        measured: of the same model and code where it is known already, such as that of `dcsc.generate`.
+        capacity: places of the tables, see `dcsc.path_tables` and `capacity_of`.
+        measured: of the same model and code where it is known already, such as that of `generate`.
 
     Raises:
         ValueError: a code of zeros, or shapes that do not fit.
     """
-    from cnninv_jax.dcsc.generate import measure
-    from cnninv_jax.sparsity.norms import patch_norm
-
     if not np.any(np.asarray(code)):
         raise ValueError("expected a code with a non-zero entry, got zeros only")
     found = measure(model, dcsc.reverse_pass(model, code)) if measured is None else measured
@@ -301,9 +264,79 @@ def prepare(
     level = 0.0 if noise is None else float(patch_norm(noise, op.length, stride=op.stride, padding=op.padding))
     return Prepared(
         dcsc.path_tables(model, code, noise=noise, capacity=capacity),
-        jnp.asarray(np.asarray(found.smallest) / 2, op.dtype),
+        found.smallest / 2,
         found,
         level,
         tuple(layer.positions for layer in model),
         tuple(layer.op.num_filters for layer in model),
     )
+
+
+def capacity_of(model: dcsc.Layers, sparsity: int) -> tuple[int, ...]:
+    """Return as many places as X^(1), ..., X^(L) can have if no stripe of X^(1) holds more than ``sparsity``.
+
+    Every place lies in as many stripes as a stripe is long, and deep atoms do not overlap: tables of this capacity have
+    one shape whatever the code, and share one compiled program.
+
+    Args:
+        model: the layers.
+        sparsity: largest S_1.
+    """
+    first = model[0]
+    stripes, each = 1, 1
+    for reach, shifts in zip(first.reach, first.op.shifts, strict=True):
+        width = 2 * reach + 1
+        # Stripes beyond a border that hold something hold no more than the one at the border.
+        around = min(width, shifts) if first.op.padding == "circular" else width
+        stripes *= shifts if first.op.padding == "circular" else shifts + 2 * reach
+        each *= around
+    places = [max(1, min(stripes * sparsity // each, first.signs.size))]
+    for layer in model[1:]:
+        taps = np.count_nonzero(np.asarray(layer.op.filters).reshape(layer.op.num_filters, -1), axis=1).min()
+        places.append(max(1, min(places[-1] // max(int(taps), 1), layer.signs.size)))
+    return tuple(places)
+
+
+def entering_noise(prepared: Prepared, noise: Float[ArrayLike, " L"]) -> Float[np.ndarray, " L"]:
+    """Return zeta_0, ..., zeta_{L-1}: the noise that enters each layer, as large as it was in any draw.
+
+    Args:
+        prepared: what was drawn.
+        noise: largest ``noise`` of `PathDraw` over its draws, 0 for a layer that no draw recovered: its noise is then
+            taken as large as it can be where no response errs by half of |X_min|, see `dcsc.bounds.propagated_noise`.
+    """
+    known = prepared.measured
+    most = propagated_noise(
+        prepared.zeta_0, known.coherence, known.smallest, known.largest, known.sparsity, known.per_patch,
+        kind="recovered",
+    )  # fmt: skip
+    found = np.asarray(noise, float)
+    return np.concatenate([[prepared.zeta_0], np.where(found > 0, found, np.asarray(most, float)[1:])[:-1]])
+
+
+def bound_of(prepared: Prepared, noise: Float[ArrayLike, " L"], *, num_data: int = 1) -> ProbabilisticBound:
+    """Return bound (3) of what was drawn, with the noise that entered its layers (Murray 2018).
+
+    Args:
+        prepared: what was drawn.
+        noise: largest ``noise`` of `PathDraw` over its draws, [L].
+        num_data: d.
+    """
+    known = prepared.measured
+    return probabilistic_bound(
+        known.coherence, known.smallest, known.largest, known.sparsity, entering_noise(prepared, noise),
+        np.asarray(prepared.num_filters), np.asarray(prepared.positions), num_data=num_data,
+    )  # fmt: skip
+
+
+def allowed(measured: Measured, zeta_0: float) -> bool:
+    """Return whether the uniform bound (2) promises the whole path, for all signs and all noise of patch norm zeta_0.
+
+    Noise is followed from layer to layer by Papyan et al. 2017: zeta_l = sqrt(|X^(l)|_{0,inf}^P) (zeta_{l-1} + mu_l
+    (S_l - 1) |X_max^(l)|).
+    """
+    zetas = propagated_noise(
+        zeta_0, measured.coherence, measured.smallest, measured.largest, measured.sparsity, measured.per_patch
+    )
+    bound = uniform_bound(measured.coherence, measured.smallest, measured.largest, zetas[:-1])
+    return bool(np.all(np.asarray(measured.sparsity) <= np.asarray(bound.largest_sparsity)))
