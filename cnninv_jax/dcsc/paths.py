@@ -9,49 +9,47 @@ fails is found exactly as by `forward`. What later layers make of a path already
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from cnninv_jax._numerics import matmul
 from cnninv_jax._typing import Array, Bool, Float, Int, PRNGKeyArray, Scalar
-from cnninv_jax.dcsc.model import Layer, Layers, shapes
-from cnninv_jax.operators import analysis, synthesis
+from cnninv_jax.dcsc._responses import Geometry, Responses, assemble
+from cnninv_jax.dcsc.forward import support
+from cnninv_jax.dcsc.model import Layers, shapes
+from cnninv_jax.operators import analysis
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["responses", "spread", "support", "offset", "values", "patches"],
-    meta_fields=["sizes"],
+    data_fields=["responses", "spread", "support", "values", "patches"],
+    meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class PathTables:
-    """What stays fixed while signs are drawn; N_l entries of X^(l), c_l places for its support. See `path_tables`.
+    """What stays fixed while signs are drawn; c_l places for the support of X^(l). See `path_tables`.
 
     Attributes:
-        responses: what a unit at a place of U_(l-1) adds to every response of layer l, [N_l, c_(l-1)]; for the first
-            layer a unit of X^(1), [N_1, c_1].
+        responses: what units at the places of X^(l-1)_hat make layer l answer; for the first layer units of X^(1), and
+            as a last place more the noise V^(0).
         spread: what a unit of X^(l+1) adds to X^(l) on U_l, [c_l, c_(l+1)], l = 1 .. L-1.
         support: flat index of the places of U_l, [c_l]; N_l where there is none.
-        offset: (A^(1))^T V^(0), [N_1].
         values: |X^(L)| at its places, [c_L].
         patches: which places of U_l lie in which patch of layer l + 1's length, [patches, c_l]; the deepest layer's is
             one patch for every place.
-        sizes: N_l (static).
     """
 
-    responses: tuple[Float[Array, "N c"], ...]
+    responses: tuple[Responses, ...]
     spread: tuple[Float[Array, "c c_next"], ...]
     support: tuple[Int[Array, " c"], ...]
-    offset: Float[Array, " N"]
     values: Float[Array, " c"]
     patches: tuple[Float[Array, "patches c"], ...]
-    sizes: tuple[int, ...]
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -77,8 +75,8 @@ class PathOutcome(NamedTuple):
 
     @property
     def failed(self) -> Bool[Array, " L"]:
-        """Whether layer l is the first whose support is lost."""
-        lost = self.score >= 1
+        """Whether layer l is the first whose support is lost; a score that is no number is lost too."""
+        lost = ~(self.score < 1)
         return lost & (jnp.cumsum(lost) == 1)
 
     @property
@@ -92,69 +90,95 @@ def path_tables(
 ) -> PathTables:
     """Return the tables of all passes over signals of one deepest support (Murray 2018, eq. (1)).
 
+    Made on the host, in float64, and rounded to the filters' dtype.
+
     Args:
         model: the layers; their signs do not matter.
         code: X^(L), [n_L, *n]; concrete, since its support decides shapes. Its signs do not matter.
         noise: V^(0), [M, *D]; none for None.
-        capacity: places c_l for the supports, at least as many as there are: equal capacities give equal shapes,
-            and one compiled program for many supports. Default: as many as there are.
+        capacity: places c_l for the supports, at least as many as there are: equal capacities give equal shapes, and
+            one compiled program for many supports of a model. None takes as many as there are and, of every matrix,
+            only what is not zero: for many draws of one support.
 
     Raises:
-        ValueError: shapes that do not fit, or capacities too small.
+        ValueError: shapes that do not fit, a code of zeros, or capacities too small.
 
-    Cost: sum of N_l c_(l-1) numbers.
+    Cost: sum of N_l c_(l-1) numbers with capacities; about (2 ell - 1) n_l per place of U_(l-1) without.
     """
     expected = shapes(model)
-    deepest = jnp.asarray(code)
+    deepest = np.abs(np.asarray(code))
     if deepest.shape != expected[-1]:
         raise ValueError(f"expected the deepest code of shape {expected[-1]}, got {deepest.shape}")
+    if not np.any(deepest):
+        raise ValueError("expected a deepest code with a non-zero entry, got zeros only; there is nothing to recover")
+    if noise is not None and np.shape(noise) != expected[0]:
+        raise ValueError(f"expected noise of the signal's shape {expected[0]}, got {np.shape(noise)}")
     if capacity is not None and len(capacity) != len(model):
         raise ValueError(f"expected one capacity for each of {len(model)} layers, got {len(capacity)}")
-    # Places that can be non-zero: those that sums of magnitudes reach.
-    masks = [jnp.abs(deepest) > 0]
-    for layer in model[:0:-1]:
-        bare = dataclasses.replace(layer.op, filters=(jnp.abs(layer.op.filters) > 0).astype(layer.op.dtype))
-        masks.append(synthesis(bare, masks[-1].astype(layer.op.dtype)) > 0.5)
-    masks.reverse()
-    counts = [int(mask.sum()) for mask in masks]
-    places = list(counts if capacity is None else capacity)
-    for number, (count, place) in enumerate(zip(counts, places, strict=True), start=1):
-        if place < max(count, 1):
-            raise ValueError(f"expected a capacity of at least {max(count, 1)} for layer {number}, got {place}")
-    support = tuple(
-        jnp.nonzero(mask.ravel(), size=place, fill_value=mask.size)[0].astype(jnp.int32)
-        for mask, place in zip(masks, places, strict=True)
-    )
-    atoms = [_columns(layer, where) for layer, where in zip(model, support, strict=True)]
-    first = jax.vmap(lambda atom: analysis(model[0].op, atom).ravel(), out_axes=1)(atoms[0])
-    others = [_rows(layer, below) for layer, below in zip(model[1:], support[:-1], strict=True)]
-    spread = [
-        _taken(columns.reshape(columns.shape[0], -1).T, where)
-        for columns, where in zip(atoms[1:], support[:-1], strict=True)
-    ]
+    geometries = [Geometry.of(layer) for layer in model]
+    # Places that can be non-zero: those that an atom of the layer above touches.
+    found, atoms = [np.flatnonzero(deepest)], []
+    for geometry in geometries[:0:-1]:
+        entries, values = geometry.columns(found[-1])
+        atoms.append((entries, values))
+        found.append(np.unique(entries[values != 0]))
+    found, atoms = found[::-1], atoms[::-1]
+    places = [max(len(where), 1) for where in found] if capacity is None else list(capacity)
+    for number, (where, place) in enumerate(zip(found, places, strict=True), start=1):
+        if place < max(len(where), 1):
+            raise ValueError(
+                f"expected a capacity of at least {max(len(where), 1)} for layer {number}, got {place}; it has so many "
+                "places that can be non-zero"
+            )
+    first = geometries[0]
+    offset = np.zeros(first.size) if noise is None else np.asarray(analysis(model[0].op, noise)).ravel()
+    answers = [np.vstack([_filled(first.gram(found[0]), places[0]), offset])]
+    rows, spread, patches = [first.size], [], []
+    for number, above in enumerate(geometries[1:], start=1):
+        where, place = found[number - 1], places[number - 1]
+        answers.append(_filled(above.responses(where), place))
+        rows.append(above.most_responses(place))
+        spread.append(_spread(atoms[number - 1], where, (place, places[number])))
+        patches.append(_filled(above.windows().responses(where), place).T)
+    patches.append(np.eye(places[-1]))
     dtype = model[0].op.dtype
-    offset = jnp.zeros(masks[0].size, dtype) if noise is None else analysis(model[0].op, noise).ravel()
     return PathTables(
-        (first, *others),
-        tuple(spread),
-        support,
-        offset.astype(dtype),
-        _taken(jnp.abs(deepest).astype(dtype).ravel(), support[-1]),
-        (
-            *(_patches(above, where) for above, where in zip(model[1:], support[:-1], strict=True)),
-            jnp.eye(places[-1], dtype=dtype),
+        tuple(
+            assemble(answer, where, place, layer, None if capacity is None else most)
+            for answer, where, place, layer, most in zip(answers, found, places, model, rows, strict=True)
         ),
-        tuple(mask.size for mask in masks),
+        tuple(jnp.asarray(matrix, dtype) for matrix in spread),
+        tuple(
+            jnp.asarray(_filled(where, place, geometry.size), np.int32)
+            for where, place, geometry in zip(found, places, geometries, strict=True)
+        ),
+        jnp.asarray(_filled(deepest.ravel()[found[-1]], places[-1]), dtype),
+        tuple(jnp.asarray(matrix, dtype) for matrix in patches),
     )
 
 
 def path_signs(key: PRNGKeyArray, tables: PathTables) -> tuple[Float[Array, " c"], ...]:
-    """Return a draw of D^(1), ..., D^(L) on the supports; no other sign has an influence on what is recovered."""
-    dtype = tables.values.dtype
-    keys = jax.random.split(key, len(tables.support))
-    return tuple(
-        jax.random.rademacher(own, where.shape, dtype) for own, where in zip(keys, tables.support, strict=True)
-    )
+    """Return a draw of D^(1), ..., D^(L) on the supports; no other sign has an influence on what is recovered.
+
+    Cost: one random bit for each.
+    """
+    total = sum(tables.places)
+    words = jax.random.bits(key, (-(-total // 32), 1), np.uint32)
+    bits = (words >> jnp.arange(32, dtype=np.uint32)[None]) & 1
+    signs = 1 - 2 * bits.ravel()[:total].astype(tables.values.dtype)
+    return tuple(jnp.split(signs, np.cumsum(tables.places)[:-1]))
+
+
+def signs_of_latent(latent: Sequence[Float[Array, " c"]]) -> tuple[Float[Array, " c"], ...]:
+    """Return the signs of independent normal numbers, one array per layer: Rademacher signs for splitting to move."""
+    return tuple(jnp.where(values < 0, -1, 1).astype(values.dtype) for values in latent)
+
+
+def path_score(
+    tables: PathTables, signs: Sequence[Float[Array, " c"]], thresholds: Float[ArrayLike, " L"], *, soft: bool = False
+) -> Scalar:
+    """Return how near a pass came to losing its path: the largest score of `path_outcome`, at least 1 if it did."""
+    return jnp.max(path_outcome(tables, signs, thresholds, soft=soft).score)
 
 
 def path_outcome(
@@ -165,69 +189,49 @@ def path_outcome(
     Args:
         tables: see `path_tables`.
         signs: D^(l) on the supports, see `path_signs`.
-        thresholds: beta_l, [L]; the theorem's argument takes half of the smallest non-zero |X^(l)|.
+        thresholds: beta_l > 0, [L]; the theorem's argument takes half of the smallest non-zero |X^(l)|.
         soft: soft thresholds instead of hard ones.
 
-    Cost: sum of N_l c_(l-1) multiply-adds; under ``vmap`` one matrix product per layer.
+    Cost: a multiply-add for every number in the tables; under ``vmap`` one (batched) matrix product per layer.
     """
     betas = jnp.asarray(thresholds, tables.values.dtype)
     codes = [tables.values]
     for matrix, sign in zip(tables.spread[::-1], signs[:0:-1], strict=True):
         codes.append(matmul(matrix, sign * codes[-1]))
     codes.reverse()
-    outcomes, carried = [], signs[0] * codes[0]
+    # The noise is the first layer's last place.
+    carried = jnp.append(signs[0] * codes[0], jnp.ones((), betas.dtype))
+    outcomes = []
     for number, code in enumerate(codes):
-        responses = matmul(tables.responses[number], carried) + (tables.offset if number == 0 else 0)
-        here = _taken(responses, tables.support[number])
-        score = _score(responses, here, code, tables, number, betas[number])
-        kept = here - jnp.clip(here, -betas[number], betas[number]) if soft else here
-        carried = signs[number] * jnp.where(code != 0, kept, 0)
-        energy = jnp.square(carried - code)
-        noise = jnp.sqrt(jnp.max(matmul(tables.patches[number], energy)))
-        size = jnp.abs(code)
-        outcomes.append((score, noise, jnp.min(jnp.where(code != 0, size, jnp.inf)), jnp.max(size)))
+        beta, active, size = betas[number], support(code), jnp.abs(code)
+        here = matmul(tables.responses[number].own, carried)
+        off = jnp.maximum(tables.responses[number].largest(carried), jnp.max(jnp.where(active, 0, jnp.abs(here))))
+        smallest = jnp.min(jnp.where(active, size, jnp.inf))
+        weakest = jnp.min(jnp.where(active, jnp.abs(here), jnp.inf))
+        # Of magnitude beta, an entry of the support is lost, and one off it does no harm.
+        score = jnp.maximum(off / beta * (1 - jnp.finfo(betas.dtype).eps), 2 - weakest / beta)
+        kept = here - jnp.clip(here, -beta, beta) if soft else here
+        carried = signs[number] * jnp.where(active, kept, 0)
+        noise = jnp.sqrt(jnp.max(matmul(tables.patches[number], jnp.square(carried - code))))
+        outcomes.append((score, noise, smallest, jnp.max(size)))
     return PathOutcome(*(jnp.stack(column) for column in zip(*outcomes, strict=True)))
 
 
-def _score(
-    responses: Float[Array, " N"], here: Float[Array, " c"], code: Float[Array, " c"], tables: PathTables, number: int,
-    beta: Scalar,
-) -> Scalar:  # fmt: skip
-    active = code != 0
-    where = jnp.where(active, tables.support[number], tables.sizes[number])
-    off = jnp.abs(responses).at[where].set(0, mode="drop")
-    weakest = jnp.min(jnp.where(active, jnp.abs(here), jnp.inf))
-    return jnp.maximum(jnp.max(off) / beta, 2 - weakest / beta)
+def _filled(array: Any, count: int, value: int = 0) -> Any:
+    """Return an array with rows added until there are so many."""
+    filled = np.full((count, *array.shape[1:]), value, array.dtype)
+    filled[: len(array)] = array
+    return filled
 
 
-def _taken(array: Float[Array, " N *rest"], where: Int[Array, " c"]) -> Float[Array, " c *rest"]:
-    """Return the rows at the places, zeros where there is none."""
-    return jnp.take(array, where, axis=0, mode="fill", fill_value=0)
-
-
-def _columns(layer: Layer, where: Int[Array, " c"]) -> Float[Array, "c M *D"]:
-    """Return the atoms at the places."""
-
-    def atom(index: Int[Array, ""]) -> Array:
-        unit = jnp.zeros(layer.signs.size, layer.op.dtype).at[index].set(1, mode="drop")
-        return synthesis(layer.op, unit.reshape(layer.op.code_shape))
-
-    return jax.lax.map(atom, where)
-
-
-def _rows(layer: Layer, below: Int[Array, " c"]) -> Float[Array, "N c"]:
-    """Return the responses of a layer to a unit at each place of the support below."""
-    size = math.prod(layer.op.input_shape)
-
-    def column(index: Int[Array, ""]) -> Array:
-        unit = jnp.zeros(size, layer.op.dtype).at[index].set(1, mode="drop")
-        return analysis(layer.op, unit.reshape(layer.op.input_shape)).ravel()
-
-    return jax.lax.map(column, below).T
-
-
-def _patches(above: Layer, where: Int[Array, " c"]) -> Float[Array, "patches c"]:
-    """Return which places lie under the window of which position of the layer above."""
-    ones = jnp.ones((1, *above.op.filters.shape[1:]), above.op.dtype)
-    window = dataclasses.replace(above, op=dataclasses.replace(above.op, filters=ones))
-    return _rows(window, where)
+def _spread(
+    atoms: tuple[Int[np.ndarray, "c_next e"], Float[np.ndarray, "c_next e"]],
+    where: Int[np.ndarray, " c"],
+    shape: tuple[int, int],
+) -> Float[np.ndarray, "c c_next"]:
+    """Return the atoms of the layer above as columns over the places where they can be non-zero."""
+    entries, values = atoms
+    spread = np.zeros(shape)
+    which, part = np.nonzero(values)
+    spread[np.searchsorted(where, entries[which, part]), which] = values[which, part]
+    return spread
