@@ -138,8 +138,6 @@ def build(key: PRNGKeyArray, sizes: Dictionaries, depth: int, dtype: jax.typing.
 @functools.lru_cache(maxsize=64)
 def _bank(data: tuple[int, ...], impl: str, sizes: Dictionaries, number: int, dtype: str) -> FilterBank:
     """Return the filters of a layer; kept, since designs take long and a study asks for the same ones again."""
-    from cnninv_jax.dcsc.design import design, filters_of_coherence
-
     key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(data, jnp.uint32), impl=impl), number)
     length = (sizes.ell,) * sizes.rank
     count = sizes.num_filters[number - 1]
@@ -149,8 +147,12 @@ def _bank(data: tuple[int, ...], impl: str, sizes: Dictionaries, number: int, dt
             key, count, channels, length, sizes.nonzeros, places=sizes.places, stride=sizes.stride, dtype=dtype
         )
     if sizes.coherence is not None:
+        from cnninv_jax.dcsc.design import filters_of_coherence
+
         bank = filters_of_coherence(key, count, sizes.M, length, sizes.coherence, stride=sizes.stride)
     elif sizes.kind == "designed":
+        from cnninv_jax.dcsc.design import design
+
         bank = design(key, count, sizes.M, length, stride=sizes.stride, num_steps=sizes.design_steps).filters
     elif sizes.kind == "orthogonal":
         bank = orthogonal(key, count, sizes.M, length, stride=sizes.stride)
