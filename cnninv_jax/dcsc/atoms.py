@@ -13,14 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from cnninv_jax._numerics import float_dtype, per_axis
+from cnninv_jax._numerics import PRECISION, float_dtype, per_axis
 from cnninv_jax._typing import Array, FilterBank, Float, Int, PerAxis, PRNGKeyArray
-from cnninv_jax.filters import normalize
 
 AtomValues: TypeAlias = Literal["signs", "gaussian", "positive"]
 Places: TypeAlias = Literal["spread", "random"]
@@ -83,22 +83,31 @@ def sparse_filters(
     return _spread(key, (count, depth, *ell), taps, values, step, trials, kind)
 
 
-def _amplitudes(key: PRNGKeyArray, shape: tuple[int, ...], values: str, dtype: jnp.dtype) -> Float[Array, " *shape"]:
-    """Return taps before normalisation."""
-    if values == "positive":
-        return jnp.ones(shape, dtype)
-    return jax.random.normal(key, shape, dtype) if values == "gaussian" else jax.random.rademacher(key, shape, dtype)
+class _Atom(NamedTuple):
+    """The taps of one atom: where, and what."""
+
+    channel: Int[Array, " q"]
+    tap: tuple[Int[Array, " q"], ...]
+    amplitude: Float[Array, " q"]
+
+
+def _amplitudes(key: PRNGKeyArray, shape: tuple[int, ...], values: str, dtype: jnp.dtype) -> Float[Array, "*rows q"]:
+    """Return the taps of atoms of unit norm, along the last axis."""
+    if values == "gaussian":
+        drawn = jax.random.normal(key, shape, dtype)
+        return drawn / jnp.sqrt(jnp.sum(drawn**2, axis=-1, keepdims=True))
+    ones = jnp.ones(shape, dtype) if values == "positive" else jax.random.rademacher(key, shape, dtype)
+    return ones / math.sqrt(shape[-1])
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _anywhere(key: PRNGKeyArray, shape: tuple[int, ...], taps: int, values: str, dtype: jnp.dtype) -> FilterBank:
     """Put taps at places drawn without replacement."""
     place_key, value_key = jax.random.split(key)
-    size = math.prod(shape[1:])
-    _, where = jax.lax.top_k(jax.random.uniform(place_key, (shape[0], size)), taps)
-    flat = jnp.zeros((shape[0], size), dtype)
-    rows = jnp.arange(shape[0])[:, None]
-    return normalize(flat.at[rows, where].set(_amplitudes(value_key, where.shape, values, dtype)).reshape(shape))
+    count, size = shape[0], math.prod(shape[1:])
+    _, where = jax.lax.top_k(jax.random.uniform(place_key, (count, size)), taps)
+    amplitudes = _amplitudes(value_key, where.shape, values, dtype)
+    return jnp.zeros((count, size), dtype).at[jnp.arange(count)[:, None], where].set(amplitudes).reshape(shape)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))
@@ -111,75 +120,70 @@ def _spread(
     tries: int,
     dtype: jnp.dtype,
 ) -> FilterBank:
-    """Add filter after filter, each the best of several placements in the channels used least."""
-    count, channels, *length = shape
-    ell = tuple(length)
+    """Add atom after atom, each the best of several in the channels used least."""
+    count, length = shape[0], shape[2:]
+    center = tuple(ell - 1 for ell in length)
+    # Lags at which atoms stand: multiples of the stride.
+    meet = jnp.ones((), bool)
+    for ell, step in zip(length, stride, strict=True):
+        meet = meet[..., None] & (jnp.arange(1 - ell, ell) % step == 0)
 
-    def trial(key: PRNGKeyArray, used: Float[Array, " M"]) -> Float[Array, " M *ell"]:
+    def draw(key: PRNGKeyArray, used: Int[Array, " M"]) -> _Atom:
         place_key, value_key = jax.random.split(key)
-        channel, tap = _places(place_key, used, taps, ell)
-        amplitude = _amplitudes(value_key, (taps,), values, dtype)
-        atom = jnp.zeros((channels, math.prod(ell)), dtype).at[channel, tap].set(amplitude)
-        return normalize(atom.reshape(1, channels, *ell))[0]
+        channel, tap = _places(place_key, used, taps, math.prod(length))
+        return _Atom(channel, jnp.unravel_index(tap, length), _amplitudes(value_key, (taps,), values, dtype))
 
-    def cost(atom: Float[Array, " M *ell"], bank: FilterBank) -> Float[Array, ""]:
-        others = _products(atom, bank, taps, ell, stride)
-        own = _products(atom, atom[None], taps, ell, stride)
-        own = own.at[(0, *(size - 1 for size in ell))].set(0)
-        # Among equal maxima the placement with fewer coincidences.
-        largest = jnp.maximum(jnp.max(jnp.abs(others)), jnp.max(jnp.abs(own)))
-        return largest + 1e-3 * (jnp.sum(others**2) + jnp.sum(own**2)) / count
+    def dense(atom: _Atom) -> FilterBank:
+        return jnp.zeros((1, *shape[1:]), dtype).at[(0, atom.channel, *atom.tap)].set(atom.amplitude)
 
-    def add(bank: FilterBank, index: Int[Array, ""]) -> tuple[FilterBank, None]:
-        used = jnp.sum(bank != 0, axis=(0, *range(2, bank.ndim))).astype(dtype)
-        keys = jax.random.split(jax.random.fold_in(key, index), tries)
-        atoms = jax.vmap(trial, in_axes=(0, None))(keys, used)
-        costs = jax.lax.map(lambda atom: cost(atom, bank), atoms)
-        return bank.at[index].set(atoms[jnp.argmin(costs)]), None
+    def cost(atom: _Atom, bank: FilterBank) -> Float[Array, ""]:
+        own = jnp.abs(_products(atom, dense(atom))).at[(0, *center)].set(0)
+        products = jnp.where(meet, jnp.concatenate([jnp.abs(_products(atom, bank)), own]), 0)
+        # Of equal maxima the one with fewer coincidences: their squares sum to less than the weight takes away.
+        return jnp.max(products) + 1e-3 * jnp.sum(products**2) / count
 
-    bank, _ = jax.lax.scan(add, jnp.zeros(shape, dtype), jnp.arange(count))
+    def add(bank: FilterBank, item: tuple[Int[Array, ""], PRNGKeyArray]) -> tuple[FilterBank, None]:
+        index, key = item
+        used = jnp.sum(bank != 0, axis=(0, *range(2, bank.ndim)), dtype=np.int32)
+        atoms = jax.vmap(draw, in_axes=(0, None))(jax.random.split(key, tries), used)
+        best = jnp.argmin(jax.lax.map(lambda atom: cost(atom, bank), atoms))
+        return bank.at[index].set(dense(jax.tree.map(lambda leaf: leaf[best], atoms))[0]), None
+
+    start = jnp.zeros(shape, dtype)
+    bank, _ = jax.lax.scan(add, start, (jnp.arange(count), jax.random.split(key, count)))
     return bank
 
 
 def _places(
-    key: PRNGKeyArray, used: Float[Array, " M"], taps: int, length: tuple[int, ...]
+    key: PRNGKeyArray, used: Int[Array, " M"], taps: int, size: int
 ) -> tuple[Int[Array, " q"], Int[Array, " q"]]:
-    """Return channels and taps: all channels as often as they can be, then the ones used least; ties at random."""
-    channels, size = used.shape[0], math.prod(length)
+    """Return channels and taps: every channel as often as all can be, then those used least; ties at random."""
+    channels = used.shape[0]
     channel_key, tap_key = jax.random.split(key)
     rounds, rest = divmod(taps, channels)
-    _, chosen = jax.lax.top_k(-(used + jax.random.uniform(channel_key, used.shape, used.dtype)), max(rest, 1))
+    _, chosen = jax.lax.top_k(
+        -(used.astype(np.float32) + jax.random.uniform(channel_key, used.shape, np.float32)), rest
+    )
     if rounds == 0:
-        return chosen, jax.random.randint(tap_key, (taps,), 0, size)
-    order = jnp.argsort(jax.random.uniform(tap_key, (channels, size)), axis=1)
-    first = jnp.broadcast_to(jnp.arange(channels)[:, None], (channels, rounds)).ravel()
-    extra = chosen[:rest]
-    where = jnp.concatenate([order[:, :rounds].ravel(), order[extra, min(rounds, size - 1)]])
-    return jnp.concatenate([first.astype(extra.dtype), extra]), where
+        return chosen, jax.random.randint(tap_key, (taps,), 0, size, np.int32)
+    order = jnp.argsort(jax.random.uniform(tap_key, (channels, size), np.float32), axis=1).astype(np.int32)
+    every = jnp.repeat(jnp.arange(channels, dtype=np.int32), rounds)
+    tap = jnp.concatenate([order[:, :rounds].ravel(), order[chosen, min(rounds, size - 1)]])
+    return jnp.concatenate([every, chosen]), tap
 
 
-def _products(
-    atom: Float[Array, " M *ell"], bank: FilterBank, taps: int, length: tuple[int, ...], stride: tuple[int, ...]
-) -> Float[Array, " K *lags"]:
-    """Return the atom's products with a bank at every shift, 0 where the stride has none; [K, *(2 ell - 1)]."""
-    size = math.prod(length)
-    (where,) = jnp.nonzero(atom.ravel(), size=taps, fill_value=0)
-    channel, tap = where // size, jnp.unravel_index(where % size, length)
+def _products(atom: _Atom, bank: FilterBank) -> Float[Array, " K *lags"]:
+    """Return the products of an atom with the atoms of a bank at every lag, [K, *(2 ell - 1)]."""
+    length = bank.shape[2:]
+    lags = [2 * ell - 1 for ell in length]
     padded = jnp.pad(bank, ((0, 0), (0, 0), *((ell - 1, ell - 1) for ell in length)))
-    lags = tuple(2 * ell - 1 for ell in length)
 
-    def window(channel: Int[Array, ""], *start: Int[Array, ""]) -> Float[Array, " K *lags"]:
-        zero = jnp.zeros((), channel.dtype)
-        return jax.lax.dynamic_slice(padded, (zero, channel, *start), (bank.shape[0], 1, *lags))[:, 0]
+    def seen(channel: Int[Array, ""], *tap: Int[Array, ""]) -> Float[Array, " K *lags"]:
+        start = [jnp.zeros((), channel.dtype), channel, *tap]
+        return jax.lax.dynamic_slice(padded, start, (bank.shape[0], 1, *lags))[:, 0]
 
-    windows = jax.vmap(window)(channel, *tap)
-    # A tap of value 0 fills up where a Gaussian happens to vanish: it adds nothing but repeats place 0.
-    weights = jnp.where(jnp.arange(taps) < jnp.sum(atom != 0), atom.ravel()[where], 0)
-    total = jnp.sum(weights.reshape(-1, *(1,) * (windows.ndim - 1)) * windows, axis=0)
-    for axis, (ell, step) in enumerate(zip(length, stride, strict=True), start=1):
-        meets = (jnp.arange(2 * ell - 1) - (ell - 1)) % step == 0
-        total = jnp.where(meets.reshape(-1, *(1,) * (total.ndim - 1 - axis)), total, 0)
-    return total
+    windows = jax.vmap(seen)(atom.channel, *atom.tap)
+    return jnp.tensordot(atom.amplitude, windows, axes=1, precision=PRECISION)
 
 
 __all__ = ["AtomValues", "Places", "sparse_filters"]
