@@ -100,7 +100,7 @@ def project_stripes_exact(
         ValueError: more than one axis, circular padding, an S below 0, or values that are not finite.
         RuntimeError: the solver ended without a selection.
 
-    Cost: a linear program with K n unknowns on the host, seconds for 10,000.
+    Cost: a linear program with min(K, S) n unknowns on the host, some 0.2 s for 2,000.
     """
     import scipy.optimize
     import scipy.sparse
@@ -115,8 +115,10 @@ def project_stripes_exact(
         raise ValueError("expected finite responses, got NaN or infinity; use project_stripes")
     (reach,) = stripe_reach(jnp.asarray(code), length, stride)
     budget = int(_budget(S))
-    places = np.flatnonzero(code)
-    if places.size == 0 or budget == 0:
+    # Entries of one shift are in the same stripes: only its S largest can be kept.
+    turns = np.argsort(np.argsort(-np.abs(code), axis=0, kind="stable"), axis=0)
+    places = np.flatnonzero((code != 0) & (turns < budget))
+    if places.size == 0:
         return np.zeros_like(code)
     shifts = np.arange(code.shape[1])
     stripes = np.abs(shifts[:, None] - places % code.shape[1]) <= reach
