@@ -20,6 +20,7 @@ from cnninv_jax._numerics import as_float, wider
 from cnninv_jax._typing import Array, Bool, Code, Float, Int, Scalar, Signal
 from cnninv_jax.dcsc.model import Layer, Layers, respond, shapes
 from cnninv_jax.sparsity.norms import patch_norm
+from cnninv_jax.sparsity.stripes import project_stripes
 from cnninv_jax.sparsity.thresholds import hard_threshold, relu_threshold, shifted_relu, soft_threshold
 
 #: A projection of one's own: what remains of the responses h of a layer at its threshold (None without thresholds).
@@ -220,12 +221,12 @@ def _settings(
             f"expected projection to be one of {', '.join([*THRESHOLDS, 'stripes'])} or a function of (h, beta), "
             f"got {projection!r}"
         )
-    wanted, given, other = ("sparsity", sparsity, thresholds) if projection == "stripes" else (
-        "thresholds", thresholds, sparsity
-    )  # fmt: skip
-    if other is not None:
-        unwanted = "thresholds" if wanted == "sparsity" else "sparsity"
-        raise ValueError(f"expected {wanted} with projection {projection!r}, got {unwanted} too; leave them out")
+    pair = {"thresholds": thresholds, "sparsity": sparsity}
+    wanted = "sparsity" if projection == "stripes" else "thresholds"
+    given = pair.pop(wanted)
+    for unwanted, value in pair.items():
+        if value is not None:
+            raise ValueError(f"expected only {wanted} with projection {projection!r}, got {unwanted}; leave it out")
     if given is None:
         if callable(projection):
             return (None,) * len(model)
@@ -245,8 +246,6 @@ def _step(projection: str | Projection, estimate: Signal, above: tuple[Layer, An
     if callable(projection):
         return projection(responses, setting)
     if projection == "stripes":
-        from cnninv_jax.sparsity.stripes import project_stripes
-
         op = layer.op
         return project_stripes(responses, setting, op.length, stride=op.stride, padding=op.padding)
     return THRESHOLDS[projection](responses, setting)
