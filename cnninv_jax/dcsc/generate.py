@@ -23,6 +23,7 @@ from cnninv_jax import operators
 from cnninv_jax._numerics import per_axis
 from cnninv_jax._typing import Array, Bool, Float, Int, PRNGKeyArray, Scalar, Signal
 from cnninv_jax.dcsc._placing import footprints, place
+from cnninv_jax.dcsc.forward import support
 from cnninv_jax.dcsc.model import Layers, reverse_pass, shapes
 from cnninv_jax.sparsity.norms import patch_sparsity, stripe_norm
 
@@ -35,6 +36,8 @@ _UNBOUNDED = 2**30
 
 class Measured(NamedTuple):
     """What the bounds of Murray 2018 ask of a signal, for l = 1, ..., L; of a data matrix, over all its columns.
+
+    Non-zero is what `cnninv_jax.dcsc.forward.support` calls so: rounding of a cancellation is none.
 
     Attributes:
         sparsity: S_l = |X^(l)|_{0,inf}^Q, the most non-zeros in a stripe, [L] integers.
@@ -77,6 +80,12 @@ def generate(
     coherence: ArrayLike | None = None,
 ) -> Sample:
     """Draw a signal of the D-CSC model, X^(l-1) = A^(l) D^(l) X^(l) (Murray 2018, section 3).
+
+    What the bounds take is asked for piece by piece. mu_1 is that of the filters next to the signal: bring your own, or
+    `cnninv_jax.dcsc.design.filters_of_coherence` makes a bank of a given one. mu_l of the deeper layers is 1/q, or 0
+    with many channels, for `cnninv_jax.dcsc.atoms.sparse_filters` with q taps of one size. S_L, or any S_l, is the
+    ``sparsity``. |X^(L)| are the ``magnitudes``; each layer below divides them by sqrt(q), so that magnitudes of
+    sqrt(q)^(L-1) give |X^(1)| = 1.
 
     Args:
         key: random key.
@@ -162,11 +171,11 @@ def _draw(
     nonnegative: bool,
 ) -> tuple[Signal, ...]:
     place_key, value_key, sign_key = jax.random.split(key, 3)
-    support = place(place_key, model, limits, wanted, disjoint=disjoint)
+    taken = place(place_key, model, limits, wanted, disjoint=disjoint)
     dtype = model[-1].op.dtype
-    size = bounds[0] + (bounds[1] - bounds[0]) * jax.random.uniform(value_key, support.shape, dtype)
-    values = size if nonnegative else size * jax.random.rademacher(sign_key, support.shape, dtype)
-    return reverse_pass(model, jnp.where(support, values, 0))
+    size = bounds[0] + (bounds[1] - bounds[0]) * jax.random.uniform(value_key, taken.shape, dtype)
+    values = size if nonnegative else size * jax.random.rademacher(sign_key, taken.shape, dtype)
+    return reverse_pass(model, jnp.where(taken, values, 0))
 
 
 @partial(jax.jit, static_argnames=["disjoint", "nonnegative"])
@@ -192,16 +201,16 @@ def _sizes(
         return jnp.max(sparsity, 0), jnp.min(smallest, 0), jnp.max(largest, 0), jnp.max(per_patch, 0)
     found = []
     for number, (layer, code) in enumerate(zip(model, path[1:], strict=True)):
-        size = jnp.abs(code)
+        size, active = jnp.abs(code), support(code)
         if number + 1 < len(model):
             op = model[number + 1].op
-            per_patch = patch_sparsity(code, op.length, stride=op.stride, padding=op.padding)
+            per_patch = patch_sparsity(active, op.length, stride=op.stride, padding=op.padding)
         else:
-            per_patch = jnp.any(code != 0).astype(np.int32)
+            per_patch = jnp.any(active).astype(np.int32)
         found.append(
             (
-                stripe_norm(code, layer.op.length, stride=layer.op.stride, padding=layer.op.padding),
-                jnp.min(jnp.where(code != 0, size, jnp.inf)),
+                stripe_norm(active, layer.op.length, stride=layer.op.stride, padding=layer.op.padding),
+                jnp.min(jnp.where(active, size, jnp.inf)),
                 jnp.max(size),
                 per_patch,
             )
@@ -221,7 +230,7 @@ def _check_padding(model: Layers) -> None:
 
 def _limits(sparsity: Sparsity, depth: int) -> list[int]:
     """Return the limit of every layer."""
-    asked = list(sparsity) if isinstance(sparsity, Sequence) else [*[None] * (depth - 1), sparsity]
+    asked = list(sparsity) if isinstance(sparsity, Sequence | np.ndarray) else [*[None] * (depth - 1), sparsity]
     if len(asked) != depth:
         raise ValueError(f"expected one sparsity, or one for each of {depth} layers, got {sparsity}")
     return [_UNBOUNDED if limit is None else per_axis(limit, 1, "sparsity")[0] for limit in asked]
