@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,11 +18,13 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from cnninv_jax import dcsc, filters
-from cnninv_jax._numerics import float_dtype, matmul
+from cnninv_jax._numerics import float_dtype
 from cnninv_jax._typing import Array, FilterBank, Float, PRNGKeyArray
 from cnninv_jax.dcsc.atoms import sparse_filters
 from cnninv_jax.dcsc.bounds import ProbabilisticBound, probabilistic_bound, propagated_noise, uniform_bound
+from cnninv_jax.dcsc.design import design, filters_of_coherence
 from cnninv_jax.dcsc.generate import Measured, measure
+from cnninv_jax.dcsc.orthogonal import most_orthogonal, orthogonal_filters
 from cnninv_jax.experiments.dcsc_draws import PathDraw
 from cnninv_jax.montecarlo.arguments import positive
 from cnninv_jax.sparsity.norms import patch_norm
@@ -50,8 +51,8 @@ class Dictionaries:
     padding: Literal["valid", "circular"] = "circular"
     """Atoms inside of the signal (valid), or wrapping around its border (circular)."""
     kind: Literal["gaussian", "designed", "orthogonal"] = "gaussian"
-    """Filters next to the signal: i.i.d. Gaussian, designed for a small coherence over shifts, or orthogonal over all
-    shifts, which needs at most M stride^rank filters."""
+    """Filters next to the signal: i.i.d. Gaussian, designed for a small coherence over shifts from such a draw, or
+    orthogonal over all shifts, which needs at most M stride^rank filters."""
     coherence: float | None = None
     """Coherence over shifts of the filters next to the signal, reached by mixing; the kind's own by default."""
     design_steps: int = 300
@@ -106,11 +107,11 @@ def check(sizes: Dictionaries, depth: int) -> None:
     if entries and sizes.nonzeros > min(entries):
         raise ValueError(f"expected --nonzeros of at most {min(entries)}, the entries of an atom, got {sizes.nonzeros}")
     if sizes.kind == "orthogonal":
-        most = sizes.M * min(sizes.stride, sizes.ell) ** sizes.rank
+        most = most_orthogonal(sizes.M, (sizes.ell,) * sizes.rank, (sizes.stride,) * sizes.rank)
         if sizes.num_filters[0] > most:
             raise ValueError(
-                f"expected at most M stride^rank = {most} --num-filters next to the signal for --kind orthogonal, got "
-                f"{sizes.num_filters[0]}; take a larger --M or --kind designed"
+                f"expected at most {most} --num-filters next to the signal for --kind orthogonal, got "
+                f"{sizes.num_filters[0]}; take a larger --M or --stride, or --kind designed"
             )
 
 
@@ -147,71 +148,28 @@ def _bank(data: tuple[int, ...], impl: str, sizes: Dictionaries, number: int, dt
             key, count, channels, length, sizes.nonzeros, places=sizes.places, stride=sizes.stride, dtype=dtype
         )
     if sizes.coherence is not None:
-        from cnninv_jax.dcsc.design import filters_of_coherence
-
-        bank = filters_of_coherence(key, count, sizes.M, length, sizes.coherence, stride=sizes.stride)
-    elif sizes.kind == "designed":
-        from cnninv_jax.dcsc.design import design
-
-        bank = design(key, count, sizes.M, length, stride=sizes.stride, num_steps=sizes.design_steps).filters
-    elif sizes.kind == "orthogonal":
-        bank = orthogonal(key, count, sizes.M, length, stride=sizes.stride)
-    else:
-        bank = filters.gaussian(key, count, sizes.M, length, normalize=True, dtype=dtype)
-    return jnp.asarray(bank).astype(dtype)
+        return _of_coherence(key, sizes, length, dtype)
+    if sizes.kind == "orthogonal":
+        return orthogonal_filters(key, count, sizes.M, length, stride=sizes.stride, dtype=dtype)
+    drawn = filters.gaussian(key, count, sizes.M, length, normalize=True, dtype=dtype)
+    if sizes.kind == "gaussian":
+        return drawn
+    return design(
+        jax.random.fold_in(key, 1), count, sizes.M, length, stride=sizes.stride, num_steps=sizes.design_steps,
+        start=drawn, dtype=dtype,
+    ).filters  # fmt: skip
 
 
-def orthogonal(
-    key: PRNGKeyArray, num_filters: int, channels: int, length: tuple[int, ...], *, stride: int = 1
-) -> FilterBank:
-    """Return random filters that are orthogonal to one another over all shifts, and to their own shifts: mu = 0.
-
-    A paraunitary matrix in the polyphase domain: orthogonal matrices with delays of half of the channels between them
-    (Vaidyanathan, Multirate Systems and Filter Banks, 1993, 14.4). Taps beyond the largest multiple of the stride
-    stay 0.
-
-    Args:
-        key: random key.
-        num_filters: K, at most M stride^rank (stride at most ell).
-        channels: M.
-        length: ell per axis.
-        stride: t, of all axes.
-
-    Raises:
-        ValueError: more filters than there are orthogonal ones.
-    """
-    blocks = tuple(min(stride, ell) for ell in length)
-    phases = channels * math.prod(blocks)
-    if num_filters > phases:
-        raise ValueError(
-            f"expected at most {phases} filters that are orthogonal over all shifts, got {num_filters}; take more "
-            "channels or a larger stride"
-        )
-    delays = tuple(ell // block - 1 for ell, block in zip(length, blocks, strict=True))
-    rank, count = len(length), 1 + sum(delays)
-    mixing = jnp.linalg.qr(jax.random.normal(key, (count, phases, phases)))[0]
-    # [K, phases, *blocks of taps]
-    bank = mixing[0, :num_filters].reshape(num_filters, phases, *(1,) * rank)
-    stage = 1
-    for axis, number in enumerate(delays):
-        for _ in range(number):
-            before = [(0, 0)] * bank.ndim
-            after = list(before)
-            after[2 + axis], before[2 + axis] = (0, 1), (1, 0)
-            half = phases // 2
-            bank = jnp.concatenate([jnp.pad(bank[:, :half], before), jnp.pad(bank[:, half:], after)], axis=1)
-            flat = matmul(mixing[stage].T, jnp.moveaxis(bank, 1, 0).reshape(phases, -1))
-            bank = jnp.moveaxis(flat.reshape(phases, num_filters, *bank.shape[2:]), 0, 1)
-            stage += 1
-    # Phases become taps: tap = block * stride + phase.
-    split = bank.reshape(num_filters, channels, *blocks, *bank.shape[2:])
-    order = [0, 1]
-    for axis in range(rank):
-        order += [2 + rank + axis, 2 + axis]
-    taps = [block * (delay + 1) for block, delay in zip(blocks, delays, strict=True)]
-    whole = jnp.transpose(split, order).reshape(num_filters, channels, *taps)
-    missing = [(0, ell - tap) for ell, tap in zip(length, taps, strict=True)]
-    return filters.normalize(jnp.pad(whole, [(0, 0), (0, 0), *missing]))
+def _of_coherence(key: PRNGKeyArray, sizes: Dictionaries, length: tuple[int, ...], dtype: str) -> FilterBank:
+    mu = sizes.coherence
+    assert mu is not None
+    try:
+        return filters_of_coherence(
+            key, sizes.num_filters[0], sizes.M, length, mu, stride=sizes.stride, num_steps=sizes.design_steps,
+            dtype=dtype,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ValueError(f"expected a --coherence that --num-filters, --M and --ell allow: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
