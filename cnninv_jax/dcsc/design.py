@@ -119,7 +119,7 @@ def design(
         given = filters.normalize(given)
         # A tenth of a filter's norm: elsewhere, and not far.
         moved = 0.1 / math.sqrt(math.prod(shape[1:])) * jax.random.normal(key, (times, *shape), given.dtype)
-        starts = (given + moved.at[0].set(0.0)) * free
+        starts = jnp.where(free[None], given[None] + moved.at[0].set(0.0), 0.0)
     banks, best, history = _descend(starts, free, steps, total)
     winner = int(jnp.argmin(best))
     return Design(banks[winner], best[winner], history[winner], bound)
@@ -252,8 +252,9 @@ def _descend(
     last = 0.2 * num_steps + 1
 
     def rate(count: ArrayLike) -> Array:
-        done = jnp.asarray(count, dtype) / num_steps
-        warm = jnp.minimum(1.0, 50 * done + 1 / num_steps)
+        done = jnp.asarray(count, dtype) / max(num_steps, 1)
+        # Adam's first steps know no variance yet.
+        warm = jnp.minimum(1.0, 50 * done + 0.02)
         return RATE / math.sqrt(math.prod(shape[1:])) * warm * (0.001 + 0.4995 * (1 + jnp.cos(jnp.pi * done)))
 
     adam = optax.adam(rate, b1=0.9, b2=0.99)
@@ -278,7 +279,9 @@ def _descend(
         (_, largest), slope = jax.value_and_grad(surrogate, has_aux=True)(bank, sharpness)
         best = jnp.where(largest < least, bank, best)
         least = jnp.minimum(largest, least)
-        change, state = adam.update(jnp.where(free, slope, 0.0), state)
+        # Optax mixes integers and floats.
+        with jax.numpy_dtype_promotion("standard"):
+            change, state = adam.update(jnp.where(free, slope, 0.0), state)
         bank = filters.normalize(jnp.asarray(optax.apply_updates(bank, change)))
         return (bank, state, best, least), largest
 
