@@ -201,15 +201,16 @@ def _sizes(
         return jnp.max(sparsity, 0), jnp.min(smallest, 0), jnp.max(largest, 0), jnp.max(per_patch, 0)
     found = []
     for number, (layer, code) in enumerate(zip(model, path[1:], strict=True)):
-        size, active = jnp.abs(code), support(code)
+        active = support(code)
+        size = jnp.where(active, jnp.abs(code), 0)
         if number + 1 < len(model):
             op = model[number + 1].op
-            per_patch = patch_sparsity(active, op.length, stride=op.stride, padding=op.padding)
+            per_patch = patch_sparsity(size, op.length, stride=op.stride, padding=op.padding)
         else:
             per_patch = jnp.any(active).astype(np.int32)
         found.append(
             (
-                stripe_norm(active, layer.op.length, stride=layer.op.stride, padding=layer.op.padding),
+                stripe_norm(size, layer.op.length, stride=layer.op.stride, padding=layer.op.padding),
                 jnp.min(jnp.where(active, size, jnp.inf)),
                 jnp.max(size),
                 per_patch,
