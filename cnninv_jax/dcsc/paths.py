@@ -60,6 +60,8 @@ class PathTables:
 class PathOutcome(NamedTuple):
     """How a pass fared, layer by layer; true of layer l where every layer before it recovered its support.
 
+    Of a batch of passes every array has its axes in front.
+
     Attributes:
         score: how near the supports were to being lost: at least 1 means lost. The largest response off the support
             over beta, or 2 less the smallest on it over beta, whichever is larger, [L].
@@ -74,15 +76,15 @@ class PathOutcome(NamedTuple):
     largest: Float[Array, " L"]
 
     @property
-    def failed(self) -> Bool[Array, " L"]:
+    def failed(self) -> Bool[Array, "*batch L"]:
         """Whether layer l is the first whose support is lost; a score that is no number is lost too."""
         lost = ~(self.score < 1)
-        return lost & (jnp.cumsum(lost) == 1)
+        return lost & (jnp.cumsum(lost, axis=-1) == 1)
 
     @property
-    def recovered(self) -> Bool[Array, ""]:
+    def recovered(self) -> Bool[Array, " *batch"]:
         """Whether the whole path was recovered: every X^(l)_hat has the support of X^(l)."""
-        return jnp.all(self.score < 1)
+        return jnp.all(self.score < 1, axis=-1)
 
 
 def path_tables(
@@ -131,7 +133,9 @@ def path_tables(
                 "places that can be non-zero"
             )
     first = geometries[0]
-    offset = np.zeros(first.size) if noise is None else np.asarray(analysis(model[0].op, noise)).ravel()
+    offset = np.zeros(first.size)
+    if noise is not None:
+        offset = np.asarray(jax.jit(analysis)(model[0].op, np.asarray(noise))).ravel()
     answers = [np.vstack([_filled(first.gram(found[0]), places[0]), offset])]
     rows, spread, patches = [first.size], [], []
     for number, above in enumerate(geometries[1:], start=1):
