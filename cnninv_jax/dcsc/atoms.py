@@ -124,9 +124,8 @@ def _spread(
     count, length = shape[0], shape[2:]
     center = tuple(ell - 1 for ell in length)
     # Lags at which atoms stand: multiples of the stride.
-    meet = jnp.ones((), bool)
-    for ell, step in zip(length, stride, strict=True):
-        meet = meet[..., None] & (jnp.arange(1 - ell, ell) % step == 0)
+    axes = [np.arange(1 - ell, ell) % step == 0 for ell, step in zip(length, stride, strict=True)]
+    meet = np.logical_and.reduce(np.meshgrid(*axes, indexing="ij"))[None]
 
     def draw(key: PRNGKeyArray, used: Int[Array, " M"]) -> _Atom:
         place_key, value_key = jax.random.split(key)
