@@ -242,7 +242,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 "floor_seconds": least.seconds, "rows": [],
             }  # fmt: skip
             counts: dict[str, np.ndarray] = {}
-            for allocator, environment in ALLOCATORS.items():
+            for allocator, environment in list(ALLOCATORS.items())[: 1 if given.smoke else None]:
                 ours = Worker([sys.executable, "-m", "benchmarks.dcsc", "--serve"], environment)
                 python = given.peer_python or sys.executable
                 peer = Worker([python, "-m", "benchmarks.peers.dcsc_peer"], environment)
@@ -376,12 +376,13 @@ def show(record: dict[str, Any]) -> None:
             f"{failed['draws']:,} draws; floor {1e6 * case['floor_seconds']:.3g} us"
         )
         table = Table(title=title, caption_justify="left")
-        columns = ("allocator", "form", "batch", "draws/s", "us, clock", "us, processor", "over best pass: clock",
-                   "processor", "over best support: clock", "processor", "compile (s)", "MiB")  # fmt: skip
+        columns = ("allocator", "form", "batch", "draws/s", "us", "CPU us", "/ pass", "CPU", "/ support", "CPU",
+                   "compile (s)", "MiB")  # fmt: skip
         for at, column in enumerate(columns):
-            table.add_column(column, justify="left" if at < 2 else "right")
+            table.add_column(column, justify="left" if at < 2 else "right", no_wrap=True)
         table.caption = (
-            "ratio: time of the quickest such peer in the same turn over ours, median of turns; above 1 is quicker. "
+            "us: of a draw, by the clock and by the processor (all cores). / pass, / support: time of the quickest such "
+            "peer in\nthe same turn over ours, median of turns (above 1 ours is quicker), by clock and processor. "
             "MiB: peak of the process"
         )
         for row in case["rows"]:
@@ -389,14 +390,12 @@ def show(record: dict[str, Any]) -> None:
                 f"{row[key][0]:.2f}" if key in row else "-"
                 for key in ("pass_wall", "pass_processor", "support_wall", "support_processor")
             ]
-            compiling = row.get("compile") if row["ours"] else row.get("first")
-            shown = "-" if compiling is None or (not row["ours"] and "compiled" not in row["name"]) else (
-                f"{compiling:.1f}"
-            )  # fmt: skip
+            compiling = row.get("compile" if row["ours"] else "first")
+            waits = row["ours"] or "compiled" in row["name"]
             table.add_row(
                 row["allocator"], f"ours, {row['name']}" if row["ours"] else row["name"], str(row["batch"]),
                 f"{1 / row['wall']:,.0f}", f"{1e6 * row['wall']:.2f}", f"{1e6 * row['processor']:.2f}", *ratios,
-                shown, f"{row['resident_MiB']:,.0f}",
+                f"{compiling:.1f}" if waits and compiling is not None else "-", f"{row['resident_MiB']:,.0f}",
             )  # fmt: skip
         console.print(table)
         for row in case["growth"]:
