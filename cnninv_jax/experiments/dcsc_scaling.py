@@ -64,11 +64,12 @@ class ScalingParameters:
     equal_mu: tuple[float, ...] = (0.1429, 0.1111, 0.0769, 0.0526, 0.037)
     """mu of equal correlations. A support is lost where a sum of signs, an integer, reaches 1/(2 mu): with mu of about
     1/7, 1/9, ... that is half way between two integers, and critical S does not jump."""
-    mixture_mu: tuple[float, ...] = (0.4, 0.28, 0.2, 0.14, 0.1, 0.07, 0.05)
-    """mu of the mixtures."""
+    mixture_mu: tuple[float, ...] = (0.18, 0.13, 0.09, 0.065, 0.045)
+    """mu of the mixtures: of Gaussian filters and filters orthogonal over shifts, while mu is below that of the former
+    (0.2 for 40 channels of length 8); above it of Gaussian filters and one filter."""
     pair_mu: tuple[float, ...] = (0.07, 0.1, 0.14, 0.18, 0.22)
     """mu of the pairs; where it is smaller than that of the Gaussian filters around them, theirs counts."""
-    channels: int = 64
+    channels: int = 40
     """Channels of equal correlations and mixtures."""
     pair_channels: int = 512
     """Channels of the pairs."""
@@ -199,7 +200,7 @@ def _point(
 ) -> Point:
     """Find the critical S of one dictionary."""
     bank_key, noise_key, draw_key = jax.random.split(key, 3)
-    filters = np.asarray(FAMILIES[name].bank(bank_key, level, p), np.float64)
+    filters = np.array(FAMILIES[name].bank(bank_key, level, p), np.float64)
     filters /= np.sqrt(np.square(filters).sum(axis=(1, 2), keepdims=True))
     correlations = correlations_of(filters, p.positions, p.stride)
     sizes = coherence_of(correlations)

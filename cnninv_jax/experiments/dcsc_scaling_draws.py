@@ -1,8 +1,8 @@
 """One draw of `dcsc-scaling`: non-zeros added one by one until the support is lost, and the correlations it needs.
 
-The signal is circular and just as long as the atoms that overlap one of them, so that every two atoms overlap: the whole
-code is one stripe, and S is its number of non-zeros. Non-zeros of random place and sign come one at a time. So one draw
-says for every S whether the support of S non-zeros would be lost, and their share over draws is P(lost) at every S.
+The signal is circular and just as long as the atoms that overlap one of them, so that every two atoms overlap: the
+whole code is one stripe, and S is its number of non-zeros. Non-zeros of random place and sign come one at a time. So
+one draw says for every S whether the support of S non-zeros would be lost, and their share over draws is P(lost).
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def correlations_of(filters: ArrayLike, positions: int, stride: int = 1) -> Floa
     """
     bank = np.asarray(filters, np.float64)
     spectrum = np.fft.rfft(bank, positions * stride, axis=-1)
-    # [i, j, s]: filter i at position s + p with filter j at position p
+    # [i, j, s]: filter i at position p with filter j at position p + s
     table = np.fft.irfft(np.einsum("imf,jmf->ijf", spectrum, spectrum.conj()), positions * stride, axis=-1)
     steps = np.arange(positions)
-    shifted = table[:, :, (steps[:, None] - steps) % positions * stride]
+    shifted = table[:, :, (steps - steps[:, None]) % positions * stride]
     return np.moveaxis(shifted, 2, 1).reshape(len(bank) * positions, -1)
 
 

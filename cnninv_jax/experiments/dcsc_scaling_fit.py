@@ -96,9 +96,9 @@ def fit_power(x: ArrayLike, sizes: ArrayLike, errors: ArrayLike, groups: ArrayLi
     """Fit log S = a + b log x by weighted least squares; the interval of b by leaving out one level at a time.
 
     Weights are 1 / (error^2 + scatter^2), the scatter being what makes chi-square equal to its degrees of freedom
-    (Paule and Mandel 1982): two dictionaries of one level differ by more than simulation's errors. What a line misses is
-    common to the dictionaries of a level, so that levels are left out whole (delete-a-group jackknife), with Student's
-    quantile of as many degrees of freedom as levels less 2.
+    (Paule and Mandel 1982): two dictionaries of one level differ by more than simulation's errors. What a line misses
+    is common to the dictionaries of a level, so that levels are left out whole (delete-a-group jackknife), with
+    Student's quantile of as many degrees of freedom as levels less 2.
 
     Args:
         x: mu, or another size of the correlations.
