@@ -145,7 +145,8 @@ def _compute(parameters: DesignParameters, options: StudyOptions, folder: Path) 
             for asked in p.S:
                 cells.append(_cell(p, model, name, asked, facts[name]["coherence"], capacity, options, folder))
                 bar.advance(1, note=f"{name}, S {asked}: P(lost) {cells[-1].rate:.3g}")
-    welch = welch_bound(*start.shape[:2], start.shape[2:], stride=stride)
+    count, channels, *length = start.shape
+    welch = welch_bound(count, channels, length, stride=stride)
     content = {
         "shape": list(start.shape),
         "signal": list(signal),
@@ -281,7 +282,7 @@ def tables_of(p: DesignParameters, content: Mapping[str, Any], cells: Sequence[C
         (
             f"No filters of this size have a mu below {welch:.5f} (Welch's bound over shifts).",
             "rms: root mean square of an atom's correlations with all atoms that overlap it; energy: their sum of "
-            f"squares, on average at least {least:.3f}. S uniform: up to it the uniform bound (2) promises the support. "
+            f"squares, on average at least {least:.3f}. S uniform: up to it the uniform bound (2) promises success. "
             "S simulated: up to it fewer than 1% of the draws lost the support, at 95% confidence. S at 1/2: half of "
             "them did.",
             f"The designed filters are in {FILTERS}: cnninv analyze reads it, and --start goes on from it.",
