@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: The smallest probability drawn; bound (3) goes on below it.
 LOWEST = 1e-6
+#: Strips above 1 show where the bound is vacuous: the distance between them, and where the axis ends.
+STRIPS, HIGHEST = 1.8, 20.0
 #: Noise levels stand beside each other by this factor.
 ASIDE = 1.05
 #: Most labels of the S axis.
@@ -55,6 +57,8 @@ def recovery_figure(report: Mapping[str, Any], dataset: xr.Dataset) -> Figure:
                 axes.set_xlabel("$S_1$: most non-zeros of $X^{(1)}$ in a stripe")
             if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
                 axes.set_ylabel("P(path lost)")
+    grid[0, 0].yaxis.set_major_locator(FixedLocator([10.0**power for power in range(-6, 1, 2)]))
+    grid[0, 0].yaxis.set_minor_locator(NullLocator())
     grid[0, 0].xaxis.set_major_locator(FixedLocator(_thinned(sorted(p["S"]))))
     grid[0, 0].xaxis.set_minor_locator(NullLocator())
     grid[0, 0].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -86,17 +90,16 @@ def _panel(
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(*span)
-    axes.set_ylim(LOWEST, 3)
+    axes.set_ylim(LOWEST, HIGHEST)
+    axes.set_axisbelow(True)
     axes.grid(True, which="major", color="0.93", linewidth=0.6)
     axes.axhline(1, color="0.6", linewidth=0.7)
     curves = {level: _curve(cells.sel(noise=level)) for level in colours}
-    vacuous = min(_leaves(*curves[min(colours)]), span[1])
+    vacuous = max(_leaves(*curves[min(colours)]), span[0])
     if vacuous < span[1]:
-        axes.axvspan(
-            max(vacuous, span[0]), span[1], facecolor="0.95", edgecolor="0.8", hatch="///", linewidth=0, zorder=0
-        )
-        middle = math.sqrt(max(vacuous, span[0]) * span[1])
-        axes.text(middle, 3e-6, "bound (3) vacuous", ha="center", fontsize=8, color="0.25",
+        axes.axvspan(vacuous, span[1], facecolor="0.95", edgecolor="0.8", hatch="///", linewidth=0, zorder=0)
+    if vacuous < span[1] / 4:
+        axes.text(math.sqrt(vacuous * span[1]), 4 * LOWEST, "bound (3) vacuous", ha="center", fontsize=8, color="0.25",
                   bbox={"facecolor": "0.95", "edgecolor": "none", "pad": 1.5})  # fmt: skip
     for number, (level, colour) in enumerate(colours.items()):
         here = cells.sel(noise=level)
@@ -111,7 +114,17 @@ def _panel(
         axes.plot(places, np.exp(np.maximum(values, -600)), color=colour, linewidth=1.5, zorder=2)
         promised = next(each["uniform"] for each in critical if each["noise"] == level)
         if promised:
-            axes.axvline(promised * aside, color=colour, linestyle=(0, (4, 2)), linewidth=1.2, ymax=0.9, zorder=1)
+            axes.axvline(promised * math.sqrt(aside), color=colour, linestyle=(0, (4, 2)), linewidth=1.2,
+                         ymax=_height(1.0), zorder=1)  # fmt: skip
+        if ends < span[1]:
+            # Above 1, one strip for each level.
+            axes.plot([max(ends, span[0]), span[1]], [STRIPS**(number + 1)] * 2, color=colour, linewidth=3,
+                      solid_capstyle="butt", zorder=1)  # fmt: skip
+
+
+def _height(value: float) -> float:
+    """Return where a probability stands as part of the axis."""
+    return math.log(value / LOWEST) / math.log(HIGHEST / LOWEST)
 
 
 def _curve(cells: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +184,8 @@ def _legend(figure: Figure, colours: Mapping[float, str], p: Mapping[str, Any]) 
         (Line2D([], [], color="black", linewidth=1.5), "bound (3), where it is below 1"),
         (Line2D([], [], color="black", linestyle=(0, (4, 2)), linewidth=1.2), "largest $S_1$ by the uniform bound (2); "
          "no line: none"),
-        (Patch(facecolor="0.95", edgecolor="0.8", hatch="///"), "bound (3) is 1 or more even without noise: vacuous"),
+        (Line2D([], [], color="black", linewidth=3), "above 1: bound (3) is vacuous at this noise"),
+        (Patch(facecolor="0.95", edgecolor="0.8", hatch="///"), "bound (3) is vacuous at every noise shown"),
     ]  # fmt: skip
     figure.legend(
         handles + [handle for handle, _ in plain], names + [name for _, name in plain], loc="outside lower center",

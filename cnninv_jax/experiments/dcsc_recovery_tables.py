@@ -14,7 +14,8 @@ from cnninv_jax.montecarlo.intervals import clopper_pearson
 if TYPE_CHECKING:
     import xarray as xr
 
-    from cnninv_jax.experiments.dcsc_recovery import Cell, Critical, RecoveryParameters
+    from cnninv_jax.experiments.dcsc_recovery import RecoveryParameters
+    from cnninv_jax.experiments.dcsc_recovery_cells import Cell, Critical
 
 #: Confidence at which a simulated probability counts as above a bound.
 LEVEL = 0.999
