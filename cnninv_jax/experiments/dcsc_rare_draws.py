@@ -278,25 +278,32 @@ def _tilted(key: jax.Array, layer: FirstLayer, logits: Array, log_shares: Array)
     }
 
 
-def event_probabilities(given: Events) -> Float[np.ndarray, " events"]:
+def event_probabilities(levels: Sequence[Events]) -> Float[np.ndarray, "levels events"]:
     """Return the exact probability of every event: patterns of one half of the signs against those of the other.
 
     Their sum bounds the probability of a loss from above, the largest from below.
 
+    Args:
+        levels: see `events`; they may differ in their limits only.
+
     Cost: c 2^(c/2) per event in place of 2^c.
     """
-    found = np.zeros(len(given.limits))
-    for at, (weights, tau) in enumerate(zip(given.weights, given.limits, strict=True)):
+    given, limits = levels[0], np.stack([one.limits for one in levels])
+    found = np.zeros(limits.shape)
+    for event, weights in enumerate(given.weights):
         # A sign of weight 0 does not matter; a pinned one comes up every other time.
         own = weights[weights != 0]
-        pinned = given.pinned[at] < weights.size
-        if np.abs(own).sum() < tau:
+        pinned = given.pinned[event] < weights.size
+        within = np.flatnonzero(np.abs(own).sum() >= limits[:, event])
+        if not within.size:
             continue
         order = np.argsort(-np.abs(own))
-        first, second = _sums(own[order[0::2]]), np.sort(_sums(own[order[1::2]]))
-        first = first[first >= tau - second[-1]]
-        beyond = second.size - np.searchsorted(second, tau - first, side="left" if pinned else "right")
-        found[at] = (0.5 if pinned else 1.0) * (beyond.sum() / 2.0**own.size)
+        first, second = np.sort(_sums(own[order[0::2]])), np.sort(_sums(own[order[1::2]]))
+        for level in within:
+            tau = limits[level, event]
+            enough = first[np.searchsorted(first, tau - second[-1]) :]
+            below = np.searchsorted(second, tau - enough, side="left" if pinned else "right")
+            found[level, event] = (0.5 if pinned else 1.0) * ((second.size - below).sum() / 2.0**own.size)
     return found
 
 
