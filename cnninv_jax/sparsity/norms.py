@@ -19,14 +19,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from cnninv_jax._numerics import as_float, per_axis
-from cnninv_jax._typing import Array, Float, Int, PerAxis, Scalar, Shaped
+from cnninv_jax._typing import Array, Bool, Float, Int, PerAxis, Scalar, Shaped
 
 
 def stripe_counts(z: ArrayLike, length: PerAxis, *, stride: PerAxis = 1, padding: str = "valid") -> Int[Array, " *n"]:
     """Return the non-zeros of every stripe, as the stripe norm counts them (Murray 2018, section 4).
 
     Args:
-        z: code, [K, *n].
+        z: code, [K, *n], or its support as booleans.
         length: filter length ell, one integer or one per axis.
         stride: t, one integer or one per axis.
         padding: ``"valid"`` or ``"circular"``.
@@ -41,7 +41,7 @@ def stripe_counts(z: ArrayLike, length: PerAxis, *, stride: PerAxis = 1, padding
     """
     code = jnp.asarray(z)
     reach = stripe_reach(code, length, stride)
-    return around(jnp.sum(code != 0, axis=0, dtype=np.int32), reach, padding)
+    return around(jnp.sum(_active(code), axis=0, dtype=np.int32), reach, padding)
 
 
 def stripe_norm(z: ArrayLike, length: PerAxis, *, stride: PerAxis = 1, padding: str = "valid") -> Int[Array, ""]:
@@ -104,7 +104,7 @@ def patch_counts(v: ArrayLike, length: PerAxis, *, stride: PerAxis = 1, padding:
         ValueError: see `patch_norms`.
     """
     signal = jnp.asarray(v)
-    return _patches(jnp.sum(signal != 0, axis=0, dtype=np.int32), signal, length, stride, padding)
+    return _patches(jnp.sum(_active(signal), axis=0, dtype=np.int32), signal, length, stride, padding)
 
 
 def patch_sparsity(v: ArrayLike, length: PerAxis, *, stride: PerAxis = 1, padding: str = "valid") -> Int[Array, ""]:
@@ -149,6 +149,11 @@ def around(
         else:
             array = _slide(array, axis, 2 * far + 1, (far, far), 1, padding, largest=largest)
     return array
+
+
+def _active(array: Array) -> Bool[Array, " K *n"]:
+    """Return which entries are non-zero; booleans say so themselves."""
+    return array if array.dtype == jnp.bool_ else array != 0
 
 
 def _patches(

@@ -117,6 +117,7 @@ def test_norms_in_batches_and_of_what_is_not_finite():
     z = jnp.asarray(sparse((4, 2, 9)), DEFAULT)
     found = jax.vmap(lambda one: norms.stripe_norm(one, 3))(z)
     assert [int(value) for value in found] == [int(norms.stripe_norm(one, 3)) for one in z]
+    assert norms.stripe_norm(z[0] != 0, 3) == found[0]
     spoilt = jnp.zeros((1, 6), DEFAULT).at[0, 2].set(jnp.nan)
     assert norms.stripe_norm(spoilt, 2) == 1
     assert jnp.isnan(norms.patch_norm(spoilt, 2))
