@@ -6,56 +6,61 @@ import numpy as np
 import oracles
 
 
-def dictionaries(model):
-    """A^(l) of every layer, columns [n_l prod n, ...], unit norm; without signs."""
-    found = []
-    for layer in model:
-        filters = np.asarray(layer.op.filters, np.float64)
-        found.append(oracles.dense_matrix(filters, layer.op.signal_shape, layer.op.stride, layer.op.padding).T)
-    return found
+class Dense:
+    """A model's dictionaries and stripes as matrices.
 
+    Attributes:
+        model: the layers.
+        matrices: A^(l) of every layer without signs, columns of unit norm.
+        stripes: which entries of X^(l), all filters alike, lie in the stripe around which shift, [n, n].
+    """
 
-def touched(model, code):
-    """How many chains of taps lead from the non-zeros of X^(L) to each entry of X^(1), ..., X^(L)."""
-    counts = [(np.asarray(code) != 0).astype(int)]
-    for layer, matrix in reversed(list(zip(model[1:], dictionaries(model)[1:], strict=True))):
-        counts.append(((matrix != 0).astype(int) @ counts[-1].ravel()).reshape(layer.op.input_shape))
-    return counts[::-1]
-
-
-def stripe(code, layer):
-    """The most non-zeros in a stripe: atoms that share a sample with one at some shift."""
-    shifts = layer.op.shifts
-    best = 0
-    for center in np.ndindex(*shifts):
-        inside = np.zeros(shifts, bool)
-        for other in np.ndindex(*shifts):
-            inside[other] = all(
-                _overlap(a - b, n, ell, step, layer.op.padding)
-                for a, b, n, ell, step in zip(center, other, shifts, layer.op.length, layer.op.stride, strict=True)
+    def __init__(self, model):
+        self.model = model
+        self.matrices = [
+            oracles.dense_matrix(layer.op.filters, layer.op.signal_shape, layer.op.stride, layer.op.padding).T
+            for layer in model
+        ]
+        self.stripes = [
+            np.array(
+                [[_overlap(j, i, layer.op) for i in np.ndindex(*layer.op.shifts)] for j in np.ndindex(*layer.op.shifts)]
             )
-        best = max(best, int(np.count_nonzero(np.asarray(code)[:, inside])))
-    return best
+            for layer in model
+        ]
+        self.taps = [(matrix != 0).astype(int) for matrix in self.matrices]
+
+    def touched(self, code):
+        """How many chains of taps lead from the non-zeros of X^(L) to each entry of X^(1), ..., X^(L)."""
+        counts = [(np.asarray(code) != 0).astype(int)]
+        for layer, taps in zip(self.model[:0:-1], self.taps[:0:-1], strict=True):
+            counts.append((taps @ counts[-1].ravel()).reshape(layer.op.input_shape))
+        return counts[::-1]
+
+    def fullest(self, codes):
+        """The most non-zeros in a stripe of X^(1), ..., X^(L)."""
+        return [
+            int((stripes @ np.count_nonzero(np.asarray(code), axis=0).ravel()).max())
+            for stripes, code in zip(self.stripes, codes, strict=True)
+        ]
 
 
 def patch(signal, layer):
     """The most non-zeros, and the largest l2 norm, of what an atom of the layer sees of a signal."""
+    op = layer.op
     signal = np.asarray(signal, np.float64)
     most, largest = 0, 0.0
-    for shift in np.ndindex(*layer.op.shifts):
-        place = itertools.product(
-            *(
-                [(at * step + tap) % size for tap in range(ell)]
-                for at, step, ell, size in zip(
-                    shift, layer.op.stride, layer.op.length, layer.op.signal_shape, strict=True
-                )
-            )
-        )
-        seen = np.stack([signal[(slice(None), *at)] for at in place])
+    for shift in np.ndindex(*op.shifts):
+        axes = zip(shift, op.stride, op.length, op.signal_shape, strict=True)
+        places = itertools.product(*([(at * step + tap) % size for tap in range(ell)] for at, step, ell, size in axes))
+        seen = np.stack([signal[(slice(None), *place)] for place in places])
         most, largest = max(most, int(np.count_nonzero(seen))), max(largest, float(np.linalg.norm(seen)))
     return most, largest
 
 
-def _overlap(lag, shifts, length, stride, padding):
-    lag = min(lag % shifts, -lag % shifts) if padding == "circular" else abs(lag)
-    return lag * stride < length
+def _overlap(shift, other, op):
+    """Whether two atoms share a sample."""
+    for j, i, n, ell, step in zip(shift, other, op.shifts, op.length, op.stride, strict=True):
+        lag = min((j - i) % n, (i - j) % n) if op.padding == "circular" else abs(j - i)
+        if lag * step >= ell:
+            return False
+    return True

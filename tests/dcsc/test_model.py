@@ -10,7 +10,7 @@ import pytest
 
 from cnninv_jax.dcsc import model as module
 from cnninv_jax.dcsc.model import layers, shapes
-from tests.dcsc import dcsc_oracles
+from tests.dcsc.dcsc_oracles import Dense
 
 DEFAULT = np.dtype(jnp.zeros(()).dtype)
 
@@ -44,7 +44,7 @@ def test_passes_equal_products_of_dense_matrices(name):
     rng = np.random.default_rng(1)
     expected = [rng.standard_normal(model[-1].op.code_shape).astype(DEFAULT)]
     path = reverse_pass(model, expected[0])
-    for layer, matrix in reversed(list(zip(model, dcsc_oracles.dictionaries(model), strict=True))):
+    for layer, matrix in reversed(list(zip(model, Dense(model).matrices, strict=True))):
         np.testing.assert_allclose(np.linalg.norm(matrix, axis=0), 1, rtol=1e-5)
         signed = matrix * np.asarray(layer.signs, np.float64).ravel()
         expected.append((signed @ expected[-1].ravel()).reshape(layer.op.input_shape))
@@ -118,7 +118,7 @@ def test_five_layers():
     code = np.zeros((3, 10), DEFAULT)
     code[1, 4] = 1
     dense = code.ravel()
-    for matrix in dcsc_oracles.dictionaries(model)[::-1]:
+    for matrix in Dense(model).matrices[::-1]:
         dense = matrix @ dense
     np.testing.assert_allclose(reverse_pass(model, code)[0].ravel(), dense, rtol=1e-4, atol=1e-6)
 
