@@ -129,6 +129,8 @@ def forward(
         raise ValueError(
             f"expected a signal of shape [M, *D] = {expected[0]}, got {signal.shape}; use jax.vmap for a batch"
         )
+    if truth is not None:
+        _check_shapes("truth X^(0), ..., X^(L)", truth, expected)
     dtype = wider(signal.dtype, model[0].op.dtype)
     signal = signal.astype(dtype)
     settings = _settings(model, projection, thresholds, sparsity, dtype)
@@ -163,12 +165,8 @@ def compare(model: Layers, codes: Sequence[ArrayLike], truth: Sequence[ArrayLike
     """
     expected = shapes(model)
     estimates, path = [as_float(x), *map(as_float, codes)], [*map(as_float, truth)]
-    for name, arrays in (("signal and codes", estimates), ("truth X^(0), ..., X^(L)", path)):
-        if [array.shape for array in arrays] != list(expected):
-            raise ValueError(
-                f"expected {name} of shapes {expected}, got {tuple(array.shape for array in arrays)}; "
-                "reverse_pass returns such a path"
-            )
+    _check_shapes("signal and codes", estimates, expected)
+    _check_shapes("truth X^(0), ..., X^(L)", path, expected)
     found = [code != 0 for code in estimates[1:]]
     active = [support(code) for code in path[1:]]
     pairs = list(zip(found, active, strict=True))
@@ -184,6 +182,12 @@ def compare(model: Layers, codes: Sequence[ArrayLike], truth: Sequence[ArrayLike
         jnp.all(recovered),
         _noise(model, estimates, path),
     )
+
+
+def _check_shapes(name: str, arrays: Sequence[ArrayLike], expected: tuple[tuple[int, ...], ...]) -> None:
+    found = tuple(jnp.shape(array) for array in arrays)
+    if found != expected:
+        raise ValueError(f"expected {name} of shapes {expected}, got {found}; reverse_pass returns such a path")
 
 
 def _noise(model: Layers, estimates: Sequence[Array], path: Sequence[Array]) -> Float[Array, " levels"]:
