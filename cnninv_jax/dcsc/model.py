@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from cnninv_jax._numerics import as_float, wider
 from cnninv_jax._typing import Code, PerAxis, PRNGKeyArray, Signal
 from cnninv_jax.filters import normalize
 from cnninv_jax.operators import ConvOperator, analysis, conv_operator, synthesis
@@ -115,12 +116,18 @@ def draw_signs(key: PRNGKeyArray, model: Layers) -> Layers:
 
 def reverse(layer: Layer, code: ArrayLike) -> Signal:
     """Return X^(l-1) = A^(l) D^(l) X^(l) (Murray 2018, section 3)."""
-    return synthesis(layer.op, layer.signs * jnp.asarray(code))
+    return synthesis(layer.op, _signed(layer, as_float(code)))
 
 
 def respond(layer: Layer, signal: ArrayLike) -> Code:
     """Return (A^(l) D^(l))^T X, what eq. (1) of Murray 2018 projects."""
-    return layer.signs * analysis(layer.op, signal)
+    return _signed(layer, analysis(layer.op, signal))
+
+
+def _signed(layer: Layer, code: Code) -> Code:
+    """Return D X in the wider dtype of the two."""
+    dtype = wider(layer.signs.dtype, code.dtype)
+    return layer.signs.astype(dtype) * code.astype(dtype)
 
 
 def reverse_pass(model: Layers, code: ArrayLike) -> tuple[Signal, ...]:
