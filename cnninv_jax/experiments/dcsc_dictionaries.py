@@ -19,9 +19,15 @@ from jax.typing import ArrayLike
 
 from cnninv_jax import dcsc, filters
 from cnninv_jax._numerics import float_dtype
-from cnninv_jax._typing import Array, FilterBank, Float, PRNGKeyArray
+from cnninv_jax._typing import Array, Bool, FilterBank, Float, PRNGKeyArray
 from cnninv_jax.dcsc.atoms import sparse_filters
-from cnninv_jax.dcsc.bounds import ProbabilisticBound, probabilistic_bound, propagated_noise, uniform_bound
+from cnninv_jax.dcsc.bounds import (
+    ProbabilisticBound,
+    Propagation,
+    probabilistic_bound,
+    propagated_noise,
+    uniform_bound,
+)
 from cnninv_jax.dcsc.design import design, filters_of_coherence
 from cnninv_jax.dcsc.generate import Measured, measure
 from cnninv_jax.dcsc.orthogonal import most_orthogonal, orthogonal_filters
@@ -265,13 +271,9 @@ def entering_noise(prepared: Prepared, noise: Float[ArrayLike, " L"]) -> Float[n
         noise: largest ``noise`` of `PathDraw` over its draws, 0 for a layer that no draw recovered: its noise is then
             taken as large as it can be where no response errs by half of |X_min|, see `dcsc.bounds.propagated_noise`.
     """
-    known = prepared.measured
-    most = propagated_noise(
-        prepared.zeta_0, known.coherence, known.smallest, known.largest, known.sparsity, known.per_patch,
-        kind="recovered",
-    )  # fmt: skip
+    most = np.asarray(_followed(prepared.measured, prepared.zeta_0, "recovered"), float)
     found = np.asarray(noise, float)
-    return np.concatenate([[prepared.zeta_0], np.where(found > 0, found, np.asarray(most, float)[1:])[:-1]])
+    return np.concatenate([[prepared.zeta_0], np.where(found > 0, found, most[1:])[:-1]])
 
 
 def bound_of(prepared: Prepared, noise: Float[ArrayLike, " L"], *, num_data: int = 1) -> ProbabilisticBound:
@@ -282,10 +284,9 @@ def bound_of(prepared: Prepared, noise: Float[ArrayLike, " L"], *, num_data: int
         noise: largest ``noise`` of `PathDraw` over its draws, [L].
         num_data: d.
     """
-    known = prepared.measured
-    return probabilistic_bound(
-        known.coherence, known.smallest, known.largest, known.sparsity, entering_noise(prepared, noise),
-        np.asarray(prepared.num_filters), np.asarray(prepared.positions), num_data=num_data,
+    return _bound(
+        prepared.measured, entering_noise(prepared, noise), np.asarray(prepared.num_filters),
+        np.asarray(prepared.positions), num_data,
     )  # fmt: skip
 
 
@@ -295,8 +296,28 @@ def allowed(measured: Measured, zeta_0: float) -> bool:
     Noise is followed from layer to layer by Papyan et al. 2017: zeta_l = sqrt(|X^(l)|_{0,inf}^P) (zeta_{l-1} + mu_l
     (S_l - 1) |X_max^(l)|).
     """
-    zetas = propagated_noise(
-        zeta_0, measured.coherence, measured.smallest, measured.largest, measured.sparsity, measured.per_patch
+    zetas = _followed(measured, zeta_0, "uniform")
+    return bool(_promises(measured, zetas))
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _followed(known: Measured, zeta_0: float | Array, kind: Propagation) -> Float[Array, " L_plus_1"]:
+    return propagated_noise(
+        zeta_0, known.coherence, known.smallest, known.largest, known.sparsity, known.per_patch, kind=kind
     )
-    bound = uniform_bound(measured.coherence, measured.smallest, measured.largest, zetas[:-1])
-    return bool(np.all(np.asarray(measured.sparsity) <= np.asarray(bound.largest_sparsity)))
+
+
+@jax.jit
+def _bound(
+    known: Measured, zetas: ArrayLike, num_filters: ArrayLike, positions: ArrayLike, num_data: ArrayLike
+) -> ProbabilisticBound:
+    return probabilistic_bound(
+        known.coherence, known.smallest, known.largest, known.sparsity, zetas, num_filters, positions,
+        num_data=num_data,
+    )  # fmt: skip
+
+
+@jax.jit
+def _promises(known: Measured, zetas: Float[Array, " L_plus_1"]) -> Bool[Array, ""]:
+    bound = uniform_bound(known.coherence, known.smallest, known.largest, zetas[:-1])
+    return jnp.all(known.sparsity <= bound.largest_sparsity)

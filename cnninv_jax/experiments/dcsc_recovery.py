@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal
 
 from cnninv_jax.experiments.dcsc_dictionaries import Dictionaries, check
@@ -17,6 +18,7 @@ from cnninv_jax.experiments.dcsc_recovery_cells import Cell, Explorer, Family, l
 from cnninv_jax.experiments.dcsc_recovery_tables import content_of, dataset_of, recovery_tables
 from cnninv_jax.experiments.studies import Findings, Study, StudyOptions, progress_bar
 from cnninv_jax.montecarlo.arguments import positive
+from cnninv_jax.montecarlo.intervals import wilson
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,6 +115,13 @@ def checked(p: RecoveryParameters) -> tuple[Family, ...]:
     positive(p.num_draws, "--num-draws", 1 << 32)
     if not 0 < p.delta < 1:
         raise ValueError(f"expected --delta between 0 and 1, got {p.delta}")
+    if wilson(0, p.num_draws)[1] >= p.delta:
+        # Wilson's upper end for no failure in n draws is z^2 / (n + z^2).
+        square = NormalDist().inv_cdf(0.975) ** 2
+        raise ValueError(
+            f"expected --num-draws of at least {math.floor(square * (1 - p.delta) / p.delta) + 1}, with fewer the "
+            f"interval of no failure reaches --delta {p.delta:g}; got {p.num_draws}"
+        )
     for name in ("D", "ell"):
         if len(getattr(p, name)) != 2:
             raise ValueError(f"expected --{name} for rank 1 and for rank 2, got {getattr(p, name)}")

@@ -127,7 +127,7 @@ class Explorer:
         self.code_key, self.sign_key = keys["code"], jax.random.fold_in(keys["signs"], family.depth)
         self._samples: dict[int, Sample | None] = {}
         self._cells: dict[tuple[int, float], Cell | None] = {}
-        one = generate(self.code_key, self.model, num_nonzeros=1, coherence=self.coherence)
+        one = generate(jax.random.clone(self.code_key), self.model, num_nonzeros=1, coherence=self.coherence)
         self.least = next(asked for asked in range(1, int(one.measured.sparsity[0]) + 1) if self.sample(asked))
 
     @property
@@ -140,7 +140,7 @@ class Explorer:
         if asked not in self._samples:
             limits = [asked] + [None] * (self.family.depth - 1)
             try:
-                found = generate(self.code_key, self.model, sparsity=limits, coherence=self.coherence)
+                found = generate(jax.random.clone(self.code_key), self.model, sparsity=limits, coherence=self.coherence)
             except ValueError:  # of this model only because one atom is too much
                 found = None
             self._samples[asked] = found
@@ -175,7 +175,7 @@ class Explorer:
         with results_folder(self.folder / "cells" / f"{self.family.name}-S{asked}-noise{level:g}") as place:
             result = mc.run(
                 ready.draw(),
-                self.sign_key,
+                jax.random.clone(self.sign_key),
                 p.num_draws,
                 chunk_size=min(p.num_draws, BLOCK),
                 statistics={"noise": mc.Extremes()},
