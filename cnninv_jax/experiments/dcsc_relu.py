@@ -43,9 +43,9 @@ SHORT = {
 class ReluParameters(Dictionaries):
     """Dictionaries, sparsities and thresholds."""
 
-    D: int = 64
+    D: int = 48
     """Signal length per axis."""
-    M: int = 128
+    M: int = 64
     """Channels of the signal."""
     num_filters: tuple[int, ...] = (48, 32, 16)
     """Filters n_1, n_2, ... of the layers, the one next to the signal first; a model of depth L takes the first L."""
@@ -57,7 +57,7 @@ class ReluParameters(Dictionaries):
     """Taps of deep atoms: anywhere (random), or in channels of their own as far as there are channels (spread)."""
     depths: tuple[int, ...] = (1, 2, 3)
     """Numbers of layers L."""
-    S: tuple[int, ...] = (4, 8, 12, 16, 24, 32, 48)
+    S: tuple[int, ...] = (4, 8, 12, 16, 24, 32)
     """Most non-zeros of X^(1) in a stripe, filled until no place fits; what an atom of layer L exceeds is left out."""
     num_draws: int = 200
     """Draws of supports and signs per cell, rounded up to whole blocks."""

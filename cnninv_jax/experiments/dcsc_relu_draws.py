@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from functools import cached_property, partial
@@ -24,7 +25,7 @@ Setting: TypeAlias = Literal["random", "mixed", "positive"]
 SETTINGS: dict[Setting, str] = {
     "random": "D random, deep atoms of both signs",
     "mixed": "D = I, deep atoms of both signs",
-    "positive": "D = I, deep atoms non-negative: X >= 0",
+    "positive": "D = I, deep atoms non-negative: X ≥ 0",
 }
 
 
@@ -166,28 +167,34 @@ class Blocks:
             ValueError: a sparsity that no single non-zero of X^(L) keeps.
         """
         code_key, sign_key = jax.random.split(jax.random.fold_in(key, number))
-        sample = generate(
-            code_key, self.model, sparsity=[sparsity, *[None] * (len(self.model) - 1)], magnitudes=self.magnitudes,
-            nonnegative=True, columns=self.size, coherence=self.coherence,
-        )  # fmt: skip
-        sums = _sums(self.model, sample.path[-1], jax.random.split(sign_key, self.size), shrink=self.shrink)
+        codes = self._codes(code_key, sparsity)
+        sums = _sums(self.model, codes, jax.random.split(sign_key, self.size), shrink=self.shrink)
         return np.concatenate([np.asarray(leaf, float).ravel() for leaf in jax.tree.leaves(sums)]).tolist()
 
     def least(self) -> int:
-        """Return the smallest S_1 that a non-zero of X^(L) keeps."""
-        one = generate(
-            jax.random.key(0), self.model, num_nonzeros=1, nonnegative=True, coherence=self.coherence
-        )  # fmt: skip
-        for sparsity in range(1, int(one.measured.sparsity[0]) + 1):
+        """Return the smallest S_1 that a non-zero of X^(L) keeps.
+
+        Raises:
+            ValueError: there is none, at any S.
+        """
+        key = jax.random.key(0)
+        self._codes(jax.random.clone(key), None)
+        for sparsity in itertools.count(1):
             try:
-                generate(
-                    jax.random.key(0), self.model, sparsity=[sparsity, *[None] * (len(self.model) - 1)],
-                    num_nonzeros=1, coherence=self.coherence,
-                )  # fmt: skip
+                self._codes(jax.random.clone(key), sparsity)
             except ValueError:
                 continue
             return sparsity
-        raise AssertionError("a non-zero keeps its own sparsity")
+        raise AssertionError("counting has no end")
+
+    def _codes(self, key: PRNGKeyArray, sparsity: int | None) -> Code:
+        """Draw X^(L) of a block."""
+        limits = None if sparsity is None else [sparsity, *[None] * (len(self.model) - 1)]
+        sample = generate(
+            key, self.model, sparsity=limits, magnitudes=self.magnitudes, nonnegative=True, columns=self.size,
+            coherence=self.coherence,
+        )  # fmt: skip
+        return sample.path[-1]
 
     def total(self, rows: Sequence[Sequence[float]]) -> Outcome:
         """Return the outcomes of `one_draw`, summed over all draws of the rows."""

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from cnninv_jax.experiments.dcsc_relu_draws import SETTINGS
+from cnninv_jax.experiments.dcsc_relu_draws import PAIRS, SETTINGS
 from cnninv_jax.experiments.render import COLOURS
 
 #: How projections are drawn: label, colour, line, marker. CReLUs lie on the two-sided threshold that they equal.
@@ -64,9 +64,9 @@ def _subtitle(p: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     mu = next(iter(sorted(found["models"].items(), reverse=True)))[1]["coherence"]
     sizes = ", ".join(map(str, p["num_filters"]))
     return (
-        f"D = {p['D']}, M = {p['M']}, {p['kind']} filters below; n = {sizes}, ell = {p['ell']}, {p['nonzeros']} "
-        f"non-zeros in a deep atom, mu = {', '.join(f'{value:.2g}' for value in mu)}; {found['draws_per_cell']} draws "
-        f"a point, 95% intervals; beta = |X_min|/2, times {p['shrink']:g} a layer below where projections subtract it"
+        f"D = {p['D']}, M = {p['M']}, {p['kind']} filters below; n = {sizes}, ℓ = {p['ell']}, {p['nonzeros']} "
+        f"non-zeros in a deep atom, μ = {', '.join(f'{value:.2g}' for value in mu)}; {found['draws_per_cell']} draws "
+        f"a point, 95% intervals; β = |X_min|/2, times {p['shrink']:g} a layer below where projections subtract β"
     )
 
 
@@ -84,8 +84,11 @@ def _curves(axes: Axes, cells: list[Mapping[str, Any]], setting: str) -> None:
             axes.plot(x, middle, marker, color=colour, markersize=7, markeredgewidth=1.1, label=label, zorder=4)
         else:
             axes.errorbar(
-                x, middle, ends, fmt=marker + line, color=colour, markersize=4, linewidth=1.4, capsize=2, label=label,
+                x, middle, ends, fmt=marker + line, color=colour, markersize=4, capsize=2, label=label,
                 markerfacecolor="white" if line == "--" else colour,
+                # What lies on top of another is thinner.
+                linewidth=3.2 if name in PAIRS.values() else 1.3, elinewidth=1.2,
+                alpha=0.65 if name in PAIRS.values() else 1.0,
             )  # fmt: skip
     axes.set_ylim(-0.05, 1.07)
     axes.set_xscale("log", base=2)
@@ -113,11 +116,11 @@ def _layers(axes: Axes, cell: Mapping[str, Any], setting: str) -> None:
     axes.plot([], [], color="black", linewidth=1.2, label="negative entries of $X^{(l)}$")
     axes.legend(loc="upper left", fontsize=8, frameon=False)
     axes.axhline(0, color="0.4", linewidth=0.8)
-    axes.set_ylim(-max(30.0, 1.15 * largest), 112)
+    axes.set_ylim(-max(15.0, 1.3 * largest), 112)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
     axes.set_xticks(layers)
     axes.set_xlabel("layer $l$")
-    axes.set_ylabel("made up (hatched)  |  lost\n% of the non-zeros of $X^{(l)}$")
+    axes.set_ylabel("% made up  |  % lost\nof the non-zeros of $X^{(l)}$")
     axes.set_title(f"$L$ = {cell['depth']}, $S$ = {cell['S'][0]:.1f}, layer by layer", fontsize=10)
     axes.grid(color="0.92", axis="y")
     axes.set_axisbelow(True)

@@ -17,9 +17,9 @@ from cnninv_jax.experiments.studies import StudyOptions, reproduce_study
 
 pytestmark = pytest.mark.skipif(not jax.config.jax_enable_x64, reason="one width is enough")
 
-SIZES = Dictionaries(D=12, M=8, num_filters=(8, 4), ell=3, nonzeros=3, places="random")
+SIZES = Dictionaries(D=12, M=32, num_filters=(8, 4), ell=3, nonzeros=3, places="random")
 SMALL = ReluParameters(
-    D=12, M=8, num_filters=(8, 4), ell=3, nonzeros=3, depths=(1, 2), S=(1, 4, 6), num_draws=12, block=6
+    D=12, M=32, num_filters=(8, 4), ell=3, nonzeros=3, depths=(1, 2), S=(1, 4, 6), num_draws=12, block=6
 )  # fmt: skip
 SHRINK = 0.5
 #: What is left of responses h at beta, in NumPy.
