@@ -48,13 +48,13 @@ class DepthParameters(Dictionaries):
     fixed: Literal["bottom", "deepest"] = "bottom"
     """Which layer has as many non-zeros at every depth: X^(1), and X^(L) has nonzeros^(L-1) times fewer; or X^(L), and
     X^(1) has as many times more."""
-    noise: tuple[float, ...] = (0.0, 4.0, 6.0)
+    noise: tuple[float, ...] = (0.0, 4.0)
     """Levels |V^(0)|_{2,inf} / |X_min^(1)| of Gaussian noise on the signal."""
-    paths: int = 12
+    paths: int = 6
     """Supports of every cell, each under a noise of its own."""
     num_draws: int = 100
     """Draws of signs for every support."""
-    spread_draws: int = 256
+    spread_draws: int = 128
     """Whole forward passes at the largest depth for every --support and --noise, followed past their first loss."""
     delta: float = 0.01
     """Probability delta_l of every layer that the probabilistic recursion of the noise puts up with."""

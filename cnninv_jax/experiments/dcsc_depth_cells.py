@@ -171,9 +171,15 @@ def cell_of(
     with np.errstate(invalid="ignore", divide="ignore"):
         zeta_mean = np.where(intact > 0, np.sum(sums, axis=0) / intact, np.nan)
     zeta_largest = np.where(intact > 0, np.max(largest, axis=0), np.nan)
+    intervals = {
+        name + end: part
+        for name, parts in (("first", first), ("given", given), ("lost", [float(part[0]) for part in lost]))
+        for end, part in zip(("", "_low", "_high"), parts, strict=True)
+    }
+    named: dict[str, Any] = {**intervals, **_bounds(p, prepared, zeta_largest)}
     return Cell(
-        depth, support, level, sampled.deepest, draws, table, *first, *given, *(float(end[0]) for end in lost),
-        zeta_mean, zeta_largest, **_bounds(p, prepared, zeta_largest),
+        depth=depth, support=support, noise=level, deepest=sampled.deepest, draws=draws, counts=table,
+        zeta_mean=zeta_mean, zeta_largest=zeta_largest, **named,
     )  # fmt: skip
 
 

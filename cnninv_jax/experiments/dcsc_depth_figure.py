@@ -32,8 +32,8 @@ def depth_figure(report: Mapping[str, Any], dataset: xr.Dataset) -> Figure:
     where = "X^{(1)}" if p["fixed"] == "bottom" else "X^{(L)}"
     figure.text(
         0.5, 0.955,
-        f"filters {', '.join(map(str, p['num_filters']))} of length {p['ell']}; D = {p['D']}, M = {p['M']}, {p['kind']} "
-        f"filters next to the signal, {p['nonzeros']} non-zeros in deep atoms; support: non-zeros of ${where}$; noise: "
+        f"filters {', '.join(map(str, p['num_filters']))} of length {p['ell']}; D = {p['D']}, M = {p['M']}, "
+        f"{p['kind']} filters next to the signal, {p['nonzeros']} non-zeros in deep atoms; support: non-zeros of ${where}$; noise: "
         f"$\\|V^{{(0)}}\\|_{{2,\\infty}} / |X^{{(1)}}_{{min}}|$; {p['paths']} supports x {p['num_draws']} draws of "
         f"signs; seed {report['seed']}",
         ha="center", va="center", fontsize=9, color="0.3",
@@ -120,7 +120,9 @@ def _noise(axes: Axes, p: Mapping[str, Any], cells: Sequence[Mapping[str, Any]])
         colour = _style(p, cell)["color"]
         for name, line in (("uniform", (0, (6, 2))), ("probabilistic", (0, (3, 1, 1, 1)))):
             values = _numbers(cell[name])
-            axes.plot(layers, np.where(values > 0, values, np.nan), linestyle=line, color=colour, linewidth=1.8, alpha=0.5)
+            axes.plot(
+                layers, np.where(values > 0, values, np.nan), linestyle=line, color=colour, linewidth=1.8, alpha=0.5
+            )
     axes.axhline(0.5, color="0.4", linewidth=0.8)
     axes.text(0.02, 0.53, "1/2: threshold", fontsize=7.5, color="0.3")
     axes.set_yscale("log")
@@ -132,8 +134,8 @@ def _noise(axes: Axes, p: Mapping[str, Any], cells: Sequence[Mapping[str, Any]])
     for line, text in (("-", "measured mean"), (":", "measured largest"), ((0, (6, 2)), "uniform recursion"),
                        ((0, (3, 1, 1, 1)), "probabilistic recursion")):  # fmt: skip
         axes.plot([], [], linestyle=line, color="0.3", label=text)
-    axes.legend(fontsize=7.5, ncols=1, loc="upper left",
-                title=f"recursions: support {p['support'][0]}, no or least and most noise", title_fontsize=7.5)  # fmt: skip
+    title = f"recursions: support {p['support'][0]}, least and most noise"
+    axes.legend(fontsize=7.5, loc="upper left", title=title, title_fontsize=7.5)
 
 
 def _spread(axes: Axes, p: Mapping[str, Any], spread: Sequence[Mapping[str, Any]], name: str, title: str) -> None:

@@ -27,7 +27,7 @@ from cnninv_jax.experiments.dcsc_scaling_draws import (
     positions_of,
 )
 from cnninv_jax.experiments.dcsc_scaling_families import FAMILIES
-from cnninv_jax.experiments.dcsc_scaling_fit import critical, fit_power, spread
+from cnninv_jax.experiments.dcsc_scaling_fit import Crossing, critical, fit_power, spread
 from cnninv_jax.experiments.dcsc_scaling_tables import scaling_tables
 from cnninv_jax.experiments.files import results_folder
 from cnninv_jax.experiments.studies import Findings, Study, StudyOptions, progress_bar
@@ -101,8 +101,8 @@ class Point:
     dictionary: int
     mu: float
     rms: float
-    random: tuple[tuple[float, float, float], ...]
-    worst: tuple[tuple[float, float, float], ...]
+    random: tuple[Crossing, ...]
+    worst: tuple[Crossing, ...]
     any_support: float
     uniform: float
     bound: tuple[float, ...]
@@ -211,7 +211,7 @@ def _point(
     uniform, bound = bounds_of(p, sizes.largest)
     return Point(
         name, level, number, sizes.largest, sizes.root_mean_square,
-        tuple(map(tuple, random)), tuple(map(tuple, worst)), float(sizes.any_support), uniform, bound,
+        tuple(random), tuple(worst), float(sizes.any_support), uniform, bound,
         tuple(map(spread, random)), tuple(map(spread, worst)),
     )  # fmt: skip
 
