@@ -19,6 +19,13 @@ def studies() -> dict[str, Study[Any]]:
     from cnninv_jax.experiments.dcn_rates import DCN_RATES
     from cnninv_jax.experiments.dcn_values import DCN_VALUES
     from cnninv_jax.experiments.dcn_width import DCN_WIDTH
+    from cnninv_jax.experiments.dcsc_depth import DCSC_DEPTH
+    from cnninv_jax.experiments.dcsc_design import DCSC_DESIGN
+    from cnninv_jax.experiments.dcsc_pursuits import DCSC_PURSUITS
+    from cnninv_jax.experiments.dcsc_rare import DCSC_RARE
+    from cnninv_jax.experiments.dcsc_recovery import DCSC_RECOVERY
+    from cnninv_jax.experiments.dcsc_relu import DCSC_RELU
+    from cnninv_jax.experiments.dcsc_scaling import DCSC_SCALING
     from cnninv_jax.experiments.fig3 import FIG3
     from cnninv_jax.experiments.phase import PHASE
     from cnninv_jax.experiments.sparsity_tables import TABLE2, TABLE7
@@ -26,7 +33,8 @@ def studies() -> dict[str, Study[Any]]:
 
     gilbert = (FIG3, TABLE2, TABLE3, TABLE4, TABLE6, TABLE7, CONSTANT, GILBERT_BOUNDS, PHASE)
     random_dcn = (DCN_DEPTH, DCN_WIDTH, DCN_CHANNELS, DCN_KERNEL, DCN_RATES, DCN_VALUES, DCN_LAWS)
-    return {study.name: study for study in (*gilbert, *random_dcn)}
+    murray = (DCSC_RECOVERY, DCSC_SCALING, DCSC_DEPTH, DCSC_RELU, DCSC_RARE, DCSC_PURSUITS, DCSC_DESIGN)
+    return {study.name: study for study in (*gilbert, *random_dcn, *murray)}
 
 
 def find_study(name: str) -> Study[Any]:

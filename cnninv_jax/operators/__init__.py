@@ -1,5 +1,6 @@
 """The convolution matrix W of a layer and what its spectrum says (Gilbert et al. 2017, 2.2)."""
 
+from cnninv_jax.operators.angles import welch_bound as welch_bound
 from cnninv_jax.operators.conv import ConvOperator as ConvOperator
 from cnninv_jax.operators.conv import analysis as analysis
 from cnninv_jax.operators.conv import as_matrix as as_matrix
@@ -26,4 +27,5 @@ __all__ = [
     "synthesis",
     "synthesis_sparse",
     "to_flax_kernel",
+    "welch_bound",
 ]
