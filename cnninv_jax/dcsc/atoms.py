@@ -141,15 +141,13 @@ def _spread(
         # Of equal maxima the one with fewer coincidences: their squares sum to less than the weight takes away.
         return jnp.max(products) + 1e-3 * jnp.sum(products**2) / count
 
-    def add(bank: FilterBank, item: tuple[Int[Array, ""], PRNGKeyArray]) -> tuple[FilterBank, None]:
-        index, key = item
+    def add(bank: FilterBank, index: Int[Array, ""]) -> tuple[FilterBank, None]:
         used = jnp.sum(bank != 0, axis=(0, *range(2, bank.ndim)), dtype=np.int32)
-        atoms = jax.vmap(draw, in_axes=(0, None))(jax.random.split(key, tries), used)
+        atoms = jax.vmap(draw, in_axes=(0, None))(jax.random.split(jax.random.fold_in(key, index), tries), used)
         best = jnp.argmin(jax.lax.map(lambda atom: cost(atom, bank), atoms))
         return bank.at[index].set(dense(jax.tree.map(lambda leaf: leaf[best], atoms))[0]), None
 
-    start = jnp.zeros(shape, dtype)
-    bank, _ = jax.lax.scan(add, start, (jnp.arange(count), jax.random.split(key, count)))
+    bank, _ = jax.lax.scan(add, jnp.zeros(shape, dtype), jnp.arange(count))
     return bank
 
 
