@@ -281,8 +281,8 @@ def tables_of(p: DesignParameters, content: Mapping[str, Any], cells: Sequence[C
             f"No filters of this size have a mu below {welch:.5f} (Welch's bound over shifts).",
             "rms: root mean square of an atom's correlations with all atoms that overlap it; energy: their sum of "
             f"squares, on average at least {least:.3f}.",
-            "S uniform: up to it the uniform bound (2), for the threshold |X| / 2, promises success. S simulated: up to "
-            "it fewer than 1% of the draws lost the support, at 95% confidence. S at 1/2: half of them did.",
+            "S uniform: up to it the uniform bound (2), for the threshold |X| / 2, promises success. S simulated: up "
+            "to it fewer than 1% of the draws lost the support, at 95% confidence. S at 1/2: half of them did.",
             f"The designed filters are in {FILTERS}: cnninv analyze reads it, and --start goes on from it.",
         ),
     )
