@@ -48,6 +48,7 @@ def test_sizes_that_do_not_fit_are_refused_by_their_flags(change, depth, flag):
         check(dataclasses.replace(SMALL, **change), depth)
 
 
+@pytest.mark.slow
 def test_a_coherence_out_of_reach_is_refused_by_its_flag():
     with pytest.raises(ValueError, match="--coherence"):
         build(jax.random.key(0), dataclasses.replace(SMALL, M=1, coherence=1e-4, design_steps=2), 1)
