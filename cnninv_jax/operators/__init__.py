@@ -1,5 +1,6 @@
 """The convolution matrix W of a layer and what its spectrum says (Gilbert et al. 2017, 2.2)."""
 
+from cnninv_jax.operators.angles import coherence as coherence
 from cnninv_jax.operators.angles import welch_bound as welch_bound
 from cnninv_jax.operators.conv import ConvOperator as ConvOperator
 from cnninv_jax.operators.conv import analysis as analysis
@@ -10,7 +11,6 @@ from cnninv_jax.operators.conv import synthesis as synthesis
 from cnninv_jax.operators.conv import synthesis_sparse as synthesis_sparse
 from cnninv_jax.operators.conv import to_flax_kernel as to_flax_kernel
 from cnninv_jax.operators.spectrum import FrameBounds as FrameBounds
-from cnninv_jax.operators.spectrum import coherence as coherence
 from cnninv_jax.operators.spectrum import frame_bounds as frame_bounds
 from cnninv_jax.operators.spectrum import norm_squared as norm_squared
 

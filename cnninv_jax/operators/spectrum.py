@@ -16,7 +16,6 @@ import numpy as np
 
 from cnninv_jax._numerics import PRECISION, per_axis, wider
 from cnninv_jax._typing import Array, Float, PRNGKeyArray, Scalar
-from cnninv_jax.operators.angles import coherence as coherence
 from cnninv_jax.operators.conv import ConvOperator, analysis, synthesis
 
 
