@@ -115,8 +115,15 @@ def draw_signs(key: PRNGKeyArray, model: Layers) -> Layers:
 
 
 def reverse(layer: Layer, code: ArrayLike) -> Signal:
-    """Return X^(l-1) = A^(l) D^(l) X^(l) (Murray 2018, section 3)."""
-    return synthesis(layer.op, _signed(layer, as_float(code)))
+    """Return X^(l-1) = A^(l) D^(l) X^(l), [M, *D], of a code [K, *n] (Murray 2018, section 3).
+
+    Raises:
+        ValueError: a code of another shape.
+    """
+    array = as_float(code)
+    if array.shape != layer.op.code_shape:
+        raise ValueError(f"expected a code of shape [K, *n] = {layer.op.code_shape}, got {array.shape}")
+    return synthesis(layer.op, _signed(layer, array))
 
 
 def respond(layer: Layer, signal: ArrayLike) -> Code:

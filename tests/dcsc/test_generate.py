@@ -1,6 +1,7 @@
 """Signals of the model: supports against loops over dense dictionaries, and what is measured against the same."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnninv_jax.dcsc import generate as module
 from cnninv_jax.dcsc.generate import Measured, coherences, generate, measure
 from cnninv_jax.dcsc.model import draw_signs, layers, reverse_pass, shapes
 from tests.dcsc.dcsc_oracles import Dense, patch
@@ -171,6 +171,7 @@ def test_columns_are_the_draws_of_split_keys():
 def test_new_keys_filters_and_limits_compile_nothing():
     model = model_of("two layers")
     sample(0, model, sparsity=2)
+    module = importlib.import_module("cnninv_jax.dcsc.generate")  # dcsc.generate is the function
     compiled = module._draw._cache_size()
     for seed, limit in ((1, 2), (2, 3), (3, [20, 4])):
         found = sample(seed, draw_signs(jax.random.key(seed), model), sparsity=limit, magnitudes=(1.0, 1.0 + seed))
