@@ -33,8 +33,9 @@ def depth_figure(report: Mapping[str, Any], dataset: xr.Dataset) -> Figure:
     figure.text(
         0.5, 0.955,
         f"filters {', '.join(map(str, p['num_filters']))} of length {p['ell']}; D = {p['D']}, M = {p['M']}, "
-        f"{p['kind']} filters next to the signal, {p['nonzeros']} non-zeros in deep atoms; support: non-zeros of ${where}$; noise: "
-        f"$\\|V^{{(0)}}\\|_{{2,\\infty}} / |X^{{(1)}}_{{min}}|$; {p['paths']} supports x {p['num_draws']} draws of "
+        f"{p['kind']} filters next to the signal, {p['nonzeros']} non-zeros in deep atoms; support: non-zeros of "
+        f"${where}$; noise: $\\|V^{{(0)}}\\|_{{2,\\infty}} / |X^{{(1)}}_{{min}}|$; "
+        f"{p['paths']} supports x {p['num_draws']} draws of "
         f"signs; seed {report['seed']}",
         ha="center", va="center", fontsize=9, color="0.3",
     )  # fmt: skip

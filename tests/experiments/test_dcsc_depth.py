@@ -80,7 +80,7 @@ def test_whole_passes_lose_what_the_tables_say():
 
     @jax.jit
     def both(key):
-        _, signs_key = jax.random.split(key)
+        _, signs_key = jax.random.split(jax.random.clone(key))
         signed = dcsc.draw_signs(signs_key, model)
         places = [
             jnp.take(layer.signs.ravel(), where, mode="fill", fill_value=1.0)

@@ -99,7 +99,7 @@ def test_a_draw_against_paths_and_against_all_signs():
     for seed in range(12):
         key = jax.random.key(seed)
         found = draw(key)
-        places_key, signs_key, _ = jax.random.split(key, 3)
+        places_key, signs_key, _ = jax.random.split(jax.random.clone(key), 3)
         places = np.asarray(jax.random.choice(places_key, 15, (most,), replace=False))
         signs = np.asarray(jax.random.rademacher(signs_key, (most,), float))
         for size in range(1, most + 1):
