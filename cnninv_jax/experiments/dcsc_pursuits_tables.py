@@ -93,8 +93,10 @@ def _layers(p: PursuitParameters, dataset: xr.Dataset) -> Table:
 
 def _time(p: PursuitParameters, dataset: xr.Dataset) -> Table:
     def cell(name: str, S: int) -> str:
-        seconds = float(dataset["seconds"].sel(pursuit=name, S=S))
-        return f"{1e3 * seconds:.2g}" if np.isfinite(seconds) else "-"
+        milliseconds = 1e3 * float(dataset["seconds"].sel(pursuit=name, S=S))
+        if not np.isfinite(milliseconds):
+            return "-"
+        return f"{milliseconds:.0f}" if milliseconds >= 10 else f"{milliseconds:.2g}"
 
     rows = tuple((str(S), *(cell(name, S) for name in METHODS)) for S in p.S)
     notes = (
