@@ -30,15 +30,10 @@ One product with the responses as a matrix (6,400 x 32) takes 6.5 times the mult
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import functools
-import json
 import math
-import resource
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,134 +44,15 @@ import numpy as np
 
 from benchmarks import store
 from benchmarks.dcn import ALLOCATORS, Worker
+from benchmarks.dcsc_ours import BLOCK
 from benchmarks.floors import Work, floor
-from benchmarks.measure import device_peak_bytes, note, resident_mib, use_all_cores
+from benchmarks.measure import note, use_all_cores
 from benchmarks.peaks import Peaks
 from benchmarks.peers.dcsc_torch import tables
 from cnninv_jax import dcsc
 
 #: Standard errors that failure probabilities may be apart.
 ERRORS = 5.0
-#: Scores so near to 1 are decided by rounding.
-TIE = 1e-4
-#: Draws side by side that are tried, and draws of a block.
-LANES, BLOCK = {"paths": (32, 128, 512), "forward": (16, 64)}, 1024
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["model", "code", "thresholds"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
-class ForwardDraw:
-    """One draw of all signs, through the whole pass: down from X^(L), and `dcsc.forward` up again."""
-
-    model: dcsc.Layers
-    code: jax.Array
-    thresholds: jax.Array
-
-    def __call__(self, key: jax.Array) -> dict[str, jax.Array]:
-        """Return ``failed`` [L], which layer lost its support first."""
-        return {"failed": self.failed(dcsc.draw_signs(key, self.model))}
-
-    def failed(self, model: dcsc.Layers) -> jax.Array:
-        """Return which layer loses its support first under the model's signs, [L]."""
-        from cnninv_jax.dcsc.forward import forward
-
-        path = dcsc.reverse_pass(model, self.code)
-        found = forward(model, path[0], "hard", thresholds=self.thresholds, truth=path)
-        assert found.recovered is not None
-        lost = ~found.recovered
-        return lost & (jnp.cumsum(lost) == 1)
-
-
-class Server:
-    """Ours: holds a problem, runs forms as they are asked for."""
-
-    def load(self, problem: str) -> dict[str, Any]:
-        """Read a problem."""
-        from cnninv_jax.experiments.dcsc_draws import PathDraw
-
-        with np.load(problem) as held:
-            banks = [held[name] for name in sorted(held.files) if name.startswith("bank")]
-            self.model = dcsc.layers(banks, int(held["samples"]))
-            code, betas = jnp.asarray(held["code"]), jnp.asarray(held["thresholds"])
-        self.draws = {
-            "paths": PathDraw(dcsc.path_tables(self.model, code), betas),
-            "forward": ForwardDraw(self.model, code, betas),
-        }
-        self.seed, self.known = 0, set()
-        platform = jax.devices()[0].platform
-        lanes = LANES if platform == "cpu" else dict.fromkeys(LANES, (None,))
-        return {"versions": store.versions(), "forms": lanes}
-
-    def check(self, signs: str, outcomes: str) -> dict[str, Any]:
-        """Write what becomes of given signs [B, n_l, n] by every form, and which draws rounding may decide."""
-        with np.load(signs) as held:
-            given = [jnp.asarray(held[name]) for name in sorted(held.files)]
-        draw, whole = self.draws["paths"], self.draws["forward"]
-
-        def supports(*signs: jax.Array) -> Any:
-            chosen = [
-                jnp.take(sign.ravel(), where, mode="fill", fill_value=1)
-                for sign, where in zip(signs, draw.tables.support, strict=True)
-            ]
-            found = dcsc.path_outcome(draw.tables, chosen, draw.thresholds)
-            return found.failed, found.score
-
-        def entries(*signs: jax.Array) -> jax.Array:
-            model = tuple(dataclasses.replace(layer, signs=sign) for layer, sign in zip(self.model, signs, strict=True))
-            return whole.failed(model)
-
-        failed, score = jax.jit(jax.vmap(supports))(*given)
-        np.savez(
-            outcomes, paths=failed, forward=jax.jit(jax.vmap(entries))(*given),
-            ties=jnp.any(jnp.abs(score - 1) < TIE, axis=1),
-        )  # fmt: skip
-        return {}
-
-    def time(self, form: str, batch: int | None, seconds: float, draws: int | None = None) -> dict[str, Any]:
-        """Draw for about so many seconds, or so often; return what it took and the failures of every layer."""
-        from cnninv_jax import montecarlo
-
-        block = BLOCK if jax.devices()[0].platform == "cpu" else None
-
-        def run(count: int) -> Any:
-            self.seed += 1
-            return montecarlo.run(
-                self.draws[form], self.seed, count, chunk_size=block, lanes=batch, progress=False, name=form
-            )
-
-        first: dict[str, float] = {}
-        step = jax.local_device_count() * (block or 32768)
-        if (form, batch) not in self.known:
-            began = time.perf_counter()
-            found = run(step)
-            first = {
-                "first": time.perf_counter() - began,
-                "compile": found.provenance["compile_seconds"],
-                "program_MiB": (found.provenance["memory_bytes"] or 0) / 2**20,
-            }
-            self.known.add((form, batch))
-        if draws is None:
-            began = time.perf_counter()
-            run(step)
-            draws = step * max(1, round(seconds / (time.perf_counter() - began)))
-        began, used = time.perf_counter(), time.process_time()
-        found = run(draws)
-        wall, processor = time.perf_counter() - began, time.process_time() - used
-        failed = np.asarray(found["failed"]["successes"]).tolist()
-        return {
-            "wall": [wall], "processor": [processor], "size": draws, "draws": draws, "failed": failed, **first,
-            **memory(),
-        }  # fmt: skip
-
-
-def memory() -> dict[str, float | None]:
-    """Return the resident memory of this process now and at most, and the most an accelerator held, in MiB."""
-    device = device_peak_bytes()
-    return {
-        "resident_now_MiB": resident_mib(),
-        "resident_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "device_MiB": None if device is None else device / 2**20,
-    }
 
 
 def make(path: Path, given: argparse.Namespace, channels: int) -> dict[str, Any]:
@@ -243,7 +119,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             }  # fmt: skip
             counts: dict[str, np.ndarray] = {}
             for allocator, environment in list(ALLOCATORS.items())[: 1 if given.smoke else None]:
-                ours = Worker([sys.executable, "-m", "benchmarks.dcsc", "--serve"], environment)
+                ours = Worker([sys.executable, "-m", "benchmarks.dcsc_ours"], environment)
                 python = given.peer_python or sys.executable
                 peer = Worker([python, "-m", "benchmarks.peers.dcsc_peer"], environment)
                 title = f"{channels} channels, allocator {allocator}"
@@ -251,7 +127,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 if allocator == "as it comes":
                     ours.close()
                     note(f"{title}: memory against draws")
-                    ours = Worker([sys.executable, "-m", "benchmarks.dcsc", "--serve"], environment)
+                    ours = Worker([sys.executable, "-m", "benchmarks.dcsc_ours"], environment)
                     ours.ask(do="load", problem=str(folder / "problem.npz"))
                     batch = next(row["batch"] for row in case["rows"] if row["name"] == "paths")
                     keys = ("wall", "draws", "resident_now_MiB", "resident_MiB", "device_MiB")
@@ -381,9 +257,9 @@ def show(record: dict[str, Any]) -> None:
         for at, column in enumerate(columns):
             table.add_column(column, justify="left" if at < 2 else "right", no_wrap=True)
         table.caption = (
-            "us: of a draw, by the clock and by the processor (all cores). / pass, / support: time of the quickest such "
-            "peer in\nthe same turn over ours, median of turns (above 1 ours is quicker), by clock and processor. "
-            "MiB: peak of the process"
+            "us: of a draw, by the clock and by the processor (all cores). / pass, / support: time of the quickest "
+            "such\npeer in the same turn over ours, median of turns (above 1 ours is quicker), by clock and processor. "
+            "MiB: peak"
         )
         for row in case["rows"]:
             ratios = [
@@ -409,15 +285,6 @@ def show(record: dict[str, Any]) -> None:
         console.print(f"torch left out: {record['torch_missing']}; name a Python that has it by --peer-python")
 
 
-def serve() -> None:
-    """Answer requests until standard input ends."""
-    use_all_cores()
-    server = Server()
-    for line in sys.stdin:
-        request = json.loads(line)
-        print(json.dumps(getattr(server, request.pop("do"))(**request)), flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Check, measure, print, store."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dcsc", description=(__doc__ or "").splitlines()[0])
@@ -431,11 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, NumPy alone, nothing stored")
     parser.add_argument("--no-store", action="store_true", help="store nothing")
     parser.add_argument("--results", type=Path, default=store.RESULTS, help="where results are (default: here)")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    if given.serve:
-        serve()
-        return
     sizes: dict[str, Any] = {
         "samples": 256, "num_filters": (32, 64), "length": 16, "taps": 4, "seed": 3, "checked": 256,
     }  # fmt: skip
@@ -444,6 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.channels, given.num_nonzeros, given.draws = [6], 2, [2048, 4096]
         given.rounds, given.seconds, given.peer_python = 1, 0.01, None
     vars(given).update(sizes)
+    use_all_cores()
     record = measure(given)
     show(record)
     if not (given.smoke or given.no_store):
