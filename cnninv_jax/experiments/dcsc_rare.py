@@ -34,6 +34,7 @@ from cnninv_jax.experiments.dcsc_rare_draws import (
     event_probabilities,
     events,
     first_layer,
+    refined,
     tilts,
 )
 from cnninv_jax.experiments.dcsc_rare_tables import rare_tables, verdict
@@ -70,7 +71,7 @@ class RareParameters:
     """Filter length."""
     D: int = 12
     """Signal length; filters wrap around its border."""
-    margin: tuple[float, ...] = (0.74, 1.15)
+    margin: tuple[float, ...] = (0.74, 1.0)
     """|X_min| / 2 over c_1 |X_max| / sqrt(M ell), the interference of c_1 aligned signs, for one layer and for two: it
     sets the channels M. Near 0.8, the mean of |N(0, 1)|, hardly any pattern of signs loses layer 1 without noise."""
     zeta: tuple[float, ...] = (0.09, 0.12, 0.16, 0.21, 0.27, 0.35, 0.44)
@@ -83,7 +84,7 @@ class RareParameters:
     """Independent repetitions of splitting."""
     particles: int = 256
     """Particles of a repetition."""
-    moves: int = 4
+    moves: int = 6
     """Moves of every particle above every level, each through the signs of every layer."""
 
 
@@ -226,11 +227,9 @@ class _Work:
             first_layer(model.layers, model.sample.path[-1], noise, model.thresholds[0]) for noise in model.noise
         ]
 
-    def _run(self, name: str, draw: Any, num_draws: int, **options: Any) -> mc.Result:
+    def _run(self, name: str, draw: Any, num_draws: int, key: Array, **options: Any) -> mc.Result:
         with results_folder(self.folder / name) as place:
-            return mc.run(
-                draw, self.keys[name.split("-")[0]], num_draws, out=place, progress=False, name=name, **options
-            )
+            return mc.run(draw, key, num_draws, out=place, progress=False, name=name, **options)
 
     def describe(self) -> dict[str, Any]:
         """Return what the model is, and the bounds."""
@@ -287,9 +286,8 @@ class _Work:
     def plain(self) -> dict[str, Any]:
         """Estimate by counting lost paths among fair signs."""
         stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *self.tables)
-        result = self._run(
-            "plain", FairDraw(stacked, self.model.thresholds), self.p.num_draws, chunk_size=min(8192, self.p.num_draws)
-        )
+        draw, count = FairDraw(stacked, self.model.thresholds), self.p.num_draws
+        result = self._run("plain", draw, count, self.keys["plain"], chunk_size=min(8192, count))
         numbers = result["lost"]
         low, high = clopper_pearson(numbers["successes"], numbers["count"])
         wide = clopper_pearson(numbers["successes"], numbers["count"], 0.9973)
@@ -318,7 +316,9 @@ class _Work:
         )
         statistics = {name: mc.WeightedProportion() for name in ("lost", "wrong", "weight")}
         count = self.p.tilted_draws
-        result = self._run("tilted", draw, count, chunk_size=min(4096, count), statistics=statistics)
+        result = self._run(
+            "tilted", draw, count, self.keys["tilted"], chunk_size=min(4096, count), statistics=statistics
+        )
         found = _weighted(result["lost"], "importance sampling", result["weight"])
         wrong = _weighted(result["wrong"], "wrong responses")
         return {"tilted": found | {"draws": count}, "tilted_wrong": wrong}
@@ -349,8 +349,10 @@ class _Work:
             draw = mc.splitting_draw(
                 score, refined(levels, most), score.latent(), num_particles=p.particles, num_moves=p.moves
             )
-            result = self._run(f"splitting-{at + 1}", draw, p.replicates, chunk_size=4, lanes=4,
-                               statistics={"log_probability": mc.WeightedProportion()})  # fmt: skip
+            result = self._run(
+                f"splitting-{at + 1}", draw, p.replicates, jax.random.fold_in(self.keys["splitting"], at),
+                chunk_size=4, lanes=4, statistics={"log_probability": mc.WeightedProportion()},
+            )  # fmt: skip
             row = {name: value[0] for name, value in _weighted(
                 {name: np.atleast_1d(value) for name, value in result["log_probability"].items()}, "splitting"
             ).items()}  # fmt: skip
@@ -358,21 +360,6 @@ class _Work:
         columns = {name: [row[name] for row in rows] for name in ("probability", "low", "high", "error", "note")}
         evaluations = p.replicates * p.particles * (1 + max(most - 1, 0) * p.moves * len(self.model.layers))
         return {"splitting": columns | {"levels": most, "evaluations": evaluations}}
-
-
-def refined(levels: mc.Levels, count: int) -> mc.Levels:
-    """Return levels of a given number: the widest gaps are halved, the first one from 0.
-
-    Any levels make an unbiased draw of splitting; more of them cost more and vary less.
-    """
-    thresholds, steps = np.asarray(levels.thresholds), np.asarray(levels.steps)
-    while len(thresholds) < count:
-        gaps = np.diff(thresholds, prepend=0)
-        at = int(np.argmax(gaps))
-        thresholds = np.insert(thresholds, at, thresholds[at] - gaps[at] / 2)
-        # The step of the level below: longer ones are refused too often further up, and 1 draws anew.
-        steps = np.insert(steps, at, steps[at - 1] if at else np.ones_like(steps[0]), axis=0)
-    return mc.Levels(jnp.asarray(thresholds), jnp.asarray(steps))
 
 
 def _weighted(numbers: Mapping[str, Any], name: str, weights: Mapping[str, Any] | None = None) -> dict[str, Any]:

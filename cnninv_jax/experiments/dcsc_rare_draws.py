@@ -48,6 +48,21 @@ class Score:
         return [jax.ShapeDtypeStruct((count,), self.thresholds.dtype) for count in self.tables.places]
 
 
+def refined(levels: mc.Levels, count: int) -> mc.Levels:
+    """Return levels of a given number: the widest gaps are halved, the first one from 0.
+
+    Any levels make an unbiased draw of splitting; more of them cost more and vary less.
+    """
+    thresholds, steps = np.asarray(levels.thresholds), np.asarray(levels.steps)
+    while len(thresholds) < count:
+        gaps = np.diff(thresholds, prepend=0)
+        at = int(np.argmax(gaps))
+        thresholds = np.insert(thresholds, at, thresholds[at] - gaps[at] / 2)
+        # The step of the level below: longer ones are refused too often further up, and 1 draws anew.
+        steps = np.insert(steps, at, steps[at - 1] if at else np.ones_like(steps[0]), axis=0)
+    return mc.Levels(jnp.asarray(thresholds), jnp.asarray(steps))
+
+
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["tables", "thresholds"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class FairDraw:
