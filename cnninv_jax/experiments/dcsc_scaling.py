@@ -64,7 +64,7 @@ class ScalingParameters:
     equal_mu: tuple[float, ...] = (0.1429, 0.1111, 0.0769, 0.0526, 0.037)
     """mu of equal correlations. A support is lost where a sum of signs, an integer, reaches 1/(2 mu): with mu of about
     1/7, 1/9, ... that is half way between two integers, and critical S does not jump."""
-    mixture_mu: tuple[float, ...] = (0.18, 0.13, 0.09, 0.065, 0.045)
+    mixture_mu: tuple[float, ...] = (0.18, 0.14, 0.11, 0.085, 0.065)
     """mu of the mixtures: of Gaussian filters and filters orthogonal over shifts, while mu is below that of the former
     (0.2 for 40 channels of length 8); above it of Gaussian filters and one filter."""
     pair_mu: tuple[float, ...] = (0.07, 0.1, 0.14, 0.18, 0.22)

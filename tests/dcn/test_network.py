@@ -143,6 +143,7 @@ def test_laws_and_deviations(law):
         np.testing.assert_allclose(other / np.sqrt(2 / (layer.inputs * 25)), bank / 0.1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_deviation_does_not_matter_to_the_similarity():
     # E8: N(0, 0.1), deviation or variance; He's deviations; and a factor of its own for every layer.
     picture = jnp.asarray(load_pictures(size=40).images[0])
@@ -171,6 +172,7 @@ def test_the_output_is_positively_homogeneous():
     np.testing.assert_allclose(reconstruct(longer, net, picture), 4 * once, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_under_vmap_over_pictures_and_over_networks():
     net = dcn.architecture(2, channels=4, last="mean")
     keys = jax.random.split(jax.random.key(0), 3)

@@ -22,6 +22,7 @@ def test_settings_are_the_widths_of_vgg():
     assert settings_of("channels", (5,), 224, "conv")[0].label == "Conv5: 512"
 
 
+@pytest.mark.slow
 def test_both_readings_are_computed(tmp_path, monkeypatch):
     monkeypatch.setattr(dcn, "VGG16_WIDTHS", (4, 6, 8, 8, 8))
     p = WidthParameters(size=16, limit=2, num_networks=2, show=1, blocks=(1, 2, 3, 4))

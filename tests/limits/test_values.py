@@ -65,6 +65,7 @@ def test_moments_and_laws_of_every_convolution():
     np.testing.assert_allclose(by_moments, by_law, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradient_is_that_of_finite_differences():
     x = picture(seed=1) - 0.3
     loss = lambda x: jnp.sum(jnp.sin(jnp.arange(9.0).reshape(3, 3)[:2, :2]) * convergence_value(x, NETWORK))  # noqa: E731

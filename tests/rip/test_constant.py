@@ -126,6 +126,7 @@ def test_batches_equal_single_layers(members, dtype):
     np.testing.assert_allclose(np.asarray(found), expected, rtol=2e-6 if dtype == np.float32 else 1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**20), single=st.booleans())
 def test_lower_exact_upper_are_in_order(seed, single):
