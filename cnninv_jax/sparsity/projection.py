@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from cnninv_jax._numerics import as_float, per_axis
+from cnninv_jax._numerics import as_float, per_axis, wider
 from cnninv_jax._typing import Array, Bool, Code, Float, Int, PerAxis, Shaped
 from cnninv_jax.sparsity.codes import SparseCode, num_blocks, regions, support_size, window
 
@@ -270,11 +270,33 @@ def _largest(
                 f"expected a traced k to be an integer scalar, got shape {k.shape} and dtype {k.dtype}; "
                 "a fraction must be a Python float"
             )
-        order = jnp.argsort(ranking, stable=True, descending=True)
-        kept = jnp.arange(ranking.size, dtype=k.dtype) < k
-        return jnp.zeros(ranking.shape, bool).at[order].set(kept).reshape(magnitudes.shape)
+        return _most(ranking, k).reshape(magnitudes.shape)
     size = support_size(k, code_shape, pool)
     if size == num_blocks(code_shape, pool):
         return jnp.ones(magnitudes.shape, bool)
     _, order = jax.lax.top_k(ranking, size)
     return jnp.zeros(ranking.shape, bool).at[order].set(True).reshape(magnitudes.shape)
+
+
+def _most(ranking: Float[Array, " blocks"], k: Int[Array, ""]) -> Bool[Array, " blocks"]:
+    """Mark the k largest of numbers of at least 0, the lower index first among equals, for a traced k.
+
+    The k-th largest is found by halving the range of their bits, which order as the numbers do: as many counts as bits,
+    where a sort takes ten times as long on a CPU.
+    """
+    wide = ranking.astype(wider(ranking.dtype, np.float32)) + 0.0  # no zero has a sign
+    kind = np.int32 if wide.dtype.itemsize == 4 else np.int64
+    bits = jax.lax.bitcast_convert_type(wide, kind)
+    count = k.astype(np.int32)
+
+    def halve(_: int | Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = low + (high - low) // 2 + (high - low) % 2
+        enough = jnp.sum(bits >= middle, dtype=np.int32) >= count
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
+
+    ends = (jnp.zeros((), kind), jnp.asarray(np.asarray(np.inf, wide.dtype).view(kind)))
+    last, _ = jax.lax.fori_loop(0, 8 * wide.dtype.itemsize, halve, ends)
+    more, equal = bits > last, bits == last
+    left = count - jnp.sum(more, dtype=np.int32)
+    return more | (equal & (jnp.cumsum(equal, dtype=np.int32) <= left))
