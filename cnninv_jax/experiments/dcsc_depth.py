@@ -48,7 +48,7 @@ class DepthParameters(Dictionaries):
     fixed: Literal["bottom", "deepest"] = "bottom"
     """Which layer has as many non-zeros at every depth: X^(1), and X^(L) has nonzeros^(L-1) times fewer; or X^(L), and
     X^(1) has as many times more."""
-    noise: tuple[float, ...] = (0.0, 4.0)
+    noise: tuple[float, ...] = (0.0, 3.0)
     """Levels |V^(0)|_{2,inf} / |X_min^(1)| of Gaussian noise on the signal."""
     paths: int = 6
     """Supports of every cell, each under a noise of its own."""

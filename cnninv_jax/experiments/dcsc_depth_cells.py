@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,33 +208,35 @@ def pooled(counts: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def _bounds(p: DepthParameters, prepared: list[Prepared], zeta_largest: np.ndarray) -> dict[str, np.ndarray]:
     """Return the recursions of the noise, and the bounds' terms, for the worst of the supports."""
-    columns: dict[str, list[np.ndarray]] = {
-        name: [] for name in ("uniform", "probabilistic", "term", "recursion_term", "limit")
-    }
-    for ready in prepared:
-        m = ready.measured
-        smallest = np.asarray(m.smallest, float)
-        given = (ready.zeta_0, m.coherence, m.smallest, m.largest, m.sparsity, m.per_patch)
-        counts = np.asarray([matrix.shape[0] for matrix in ready.tables.support], float)
-        uniform = np.asarray(propagated_noise(*given), float)
-        probable = propagated_noise(*given, kind="probabilistic", responses=counts, delta=p.delta)
-        # Relative to the layer's own X_min; zeta_0 to that of layer 1.
-        scale = np.concatenate([smallest[:1], smallest])
-        columns["uniform"].append(uniform / scale)
-        columns["probabilistic"].append(np.asarray(probable, float) / scale)
-        measured = np.concatenate([[ready.zeta_0], (zeta_largest * smallest)[:-1]])
-        sizes = (m.coherence, m.smallest, m.largest)
-        counted = (np.asarray(ready.num_filters, float), np.asarray(ready.positions, float))
-        for name, entering in (("term", measured), ("recursion_term", uniform[:-1])):
-            bound = probabilistic_bound(*sizes, m.sparsity, entering, *counted)
-            columns[name].append(np.asarray(bound.terms, float))
-        columns["limit"].append(np.asarray(uniform_bound(*sizes, measured).limit, float))
-    found = {name: np.max(np.stack(values), axis=0) for name, values in columns.items() if name != "limit"}
+    dtype = prepared[0].tables.values.dtype
+
+    def stacked(values: list[Any]) -> Array:
+        return jnp.asarray(np.stack([np.asarray(value) for value in values]), dtype)
+
+    found = [ready.measured for ready in prepared]
+    start = stacked([ready.zeta_0 for ready in prepared])
+    mu, smallest, largest, sparsity, per_patch = (
+        stacked([getattr(one, name) for one in found])
+        for name in ("coherence", "smallest", "largest", "sparsity", "per_patch")
+    )
+    given = (start, mu, smallest, largest, sparsity, per_patch)
+    counts = jnp.asarray([len(where) for where in prepared[0].tables.support], dtype)
+    uniform = jax.vmap(propagated_noise)(*given)
+    probable = jax.vmap(partial(propagated_noise, kind="probabilistic", responses=counts, delta=p.delta))(*given)
+    measured = jnp.concatenate([start[:, None], jnp.asarray(zeta_largest, dtype)[None, :-1] * smallest[:, :-1]], axis=1)
+    counted = stacked([ready.num_filters for ready in prepared]), stacked([ready.positions for ready in prepared])
+    terms = [
+        probabilistic_bound(mu, smallest, largest, sparsity, entering, *counted).terms
+        for entering in (measured, uniform[:, :-1])
+    ]
+    # Relative to the layer's own X_min; zeta_0 to that of layer 1.
+    scale = jnp.concatenate([smallest[:, :1], smallest], axis=1)
+    worst = {"uniform": uniform / scale, "probabilistic": probable / scale, "term": terms[0],
+             "recursion_term": terms[1], "sparsity": sparsity, "coherence": mu}  # fmt: skip
+    limit = uniform_bound(mu, smallest, largest, measured).limit
     return {
-        **found,
-        "limit": np.min(np.stack(columns["limit"]), axis=0),
-        "sparsity": np.max(np.stack([np.asarray(ready.measured.sparsity) for ready in prepared]), axis=0),
-        "coherence": np.asarray(prepared[0].measured.coherence, float),
+        **{name: np.asarray(values, float).max(axis=0) for name, values in worst.items()},
+        "limit": np.asarray(limit, float).min(axis=0),
     }
 
 

@@ -95,10 +95,10 @@ def _given(axes: Axes, p: Mapping[str, Any], cells: Sequence[Mapping[str, Any]])
         none = value == 0
         axes.plot(place[none], high[none], marker=7, linestyle="", color=style["color"], markersize=5)
     axes.set_yscale("log")
-    axes.set_ylim(1e-4, 30)
+    axes.set_ylim(1e-3, 30)
     axes.set_xticks(range(1, depth + 1))
     axes.axhline(1.0, color="0.6", linewidth=0.8)
-    axes.set_xlabel("layer $l$ (1 is next to the signal); triangle: never lost, upper end of the interval")
+    axes.set_xlabel("layer $l$; triangle: never lost, end of the interval")
     axes.set_ylabel("P(layer $l$ lost | layers before not)")
     axes.set_title(f"failures layer by layer, depth {depth}", fontsize=11)
     axes.grid(color="0.92", axis="y")
@@ -124,8 +124,10 @@ def _noise(axes: Axes, p: Mapping[str, Any], cells: Sequence[Mapping[str, Any]])
             axes.plot(
                 layers, np.where(values > 0, values, np.nan), linestyle=line, color=colour, linewidth=1.8, alpha=0.5
             )
-    axes.axhline(0.5, color="0.4", linewidth=0.8)
-    axes.text(0.02, 0.53, "1/2: threshold", fontsize=7.5, color="0.3")
+    # |X_min^(l+1)| / 2, since taps of one size and atoms apart make |X_min^(l)| sqrt(nonzeros) smaller.
+    half = np.full(depth, np.sqrt(p["nonzeros"]) / 2)
+    half[0] = 0.5
+    axes.plot(layers[:-1], half, color="0.4", linewidth=1.0, linestyle="-.", marker="_")
     axes.set_yscale("log")
     axes.set_xticks(layers)
     axes.set_xlabel("layer $l$ (0 is the signal)")
@@ -135,8 +137,11 @@ def _noise(axes: Axes, p: Mapping[str, Any], cells: Sequence[Mapping[str, Any]])
     for line, text in (("-", "measured mean"), (":", "measured largest"), ((0, (6, 2)), "uniform recursion"),
                        ((0, (3, 1, 1, 1)), "probabilistic recursion")):  # fmt: skip
         axes.plot([], [], linestyle=line, color="0.3", label=text)
+    axes.plot([], [], color="0.4", linewidth=1.0, linestyle="-.", marker="_", label="half of $|X^{(l+1)}_{min}|$")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / (high / low) ** 0.5, high)  # room for the legend
     title = f"recursions: support {p['support'][0]}, least and most noise"
-    axes.legend(fontsize=7.5, loc="upper left", title=title, title_fontsize=7.5)
+    axes.legend(fontsize=7.5, loc="lower left", ncols=2, title=title, title_fontsize=7.5)
 
 
 def _spread(axes: Axes, p: Mapping[str, Any], spread: Sequence[Mapping[str, Any]], name: str, title: str) -> None:
@@ -153,7 +158,7 @@ def _spread(axes: Axes, p: Mapping[str, Any], spread: Sequence[Mapping[str, Any]
             axes.plot(range(first + 1, depth + 1), values[first:], LINES[at], marker=MARKERS[at], markersize=4.5,
                       color=_colour(first), linewidth=1.2,
                       label=f"support {support}, first lost: {first + 1} ({int(number[first])})")  # fmt: skip
-    axes.set_yscale("symlog", linthresh=1e-3)
+    axes.set_yscale("symlog", linthresh=1e-4)
     axes.set_ylim(bottom=0.0)
     axes.set_xticks(range(1, depth + 1))
     axes.set_xlabel("layer $l$")

@@ -60,7 +60,7 @@ def _noise(p: DepthParameters, cells: Sequence[Cell]) -> Table:
     )  # fmt: skip
     notes = (
         "zeta: |V^(l)|_{2,inf} / |X_min^(l)|, of draws whose supports are recovered up to l; uniform, probabilistic: "
-        f"what the recursions allow it (delta = {p.delta:g} a layer). 1/2 is where a response can be lost.",
+        f"what the recursions allow it (delta = {p.delta:g} a layer).",
         "term of (3): with the largest noise measured in place of zeta; by recursion: with the uniform one; not cut at "
         "1, from where on it says nothing. S by (2): the uniform bound with the largest noise measured. Largest (S by "
         "(2): smallest) over supports.",

@@ -95,7 +95,7 @@ def test_a_draw_against_paths_and_against_all_signs():
     offsets = offsets_of(np.random.default_rng(2), bank, positions, 1, 0.15, 1)
     nested, most = NestedDraw(correlations, jnp.asarray(offsets), 6), 6
     draw = jax.jit(lambda key: nested(key))
-    seen = set()
+    seen, code = set(), np.zeros(15)
     for seed in range(12):
         key = jax.random.key(seed)
         found = draw(key)
@@ -176,7 +176,7 @@ def test_crossings():
 def test_the_interval_of_the_exponent_covers_the_truth():
     generator = np.random.default_rng(0)
     levels = np.repeat(np.geomspace(0.05, 0.4, 6), 3)
-    hits, exponents = [], []
+    hits, exponents, fit = [], [], None
     for _ in range(400):
         noise = 0.08 * generator.standard_normal(18) + 0.03 * generator.standard_normal(18)
         fit = fit_power(levels, 0.5 * levels**-2.0 * np.exp(noise), np.full(18, 0.03), levels)
@@ -184,6 +184,7 @@ def test_the_interval_of_the_exponent_covers_the_truth():
         exponents.append(fit.exponent)
     assert abs(np.mean(hits) - 0.95) < 5 * math.sqrt(0.95 * 0.05 / 400)
     assert abs(np.mean(exponents) + 2) < 5 * np.std(exponents) / 20
+    assert fit is not None
     assert fit.scatter == pytest.approx(0.08, rel=0.6)
     assert not fit.holds(-1.0)
 
