@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import resource
 import sys
 import time
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from benchmarks import store
 from benchmarks.measure import device_peak_bytes, resident_mib, use_all_cores
+from benchmarks.peers.dcsc_peer import peak_mib
 from cnninv_jax import dcsc
 
 #: Scores so near to 1 are decided by rounding.
@@ -138,7 +138,7 @@ def memory() -> dict[str, float | None]:
     device = device_peak_bytes()
     return {
         "resident_now_MiB": resident_mib(),
-        "resident_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "resident_MiB": peak_mib(),
         "device_MiB": None if device is None else device / 2**20,
     }
 
