@@ -36,6 +36,7 @@ from cnninv_jax.montecarlo.importance import (
     weighted_interval,
 )
 from cnninv_jax.montecarlo.intervals import (
+    clopper_pearson,
     histogram_quantile,
     mean_interval,
     quantile_ranks,
@@ -93,6 +94,7 @@ __all__ = [
     "best_count",
     "check_effective_sample_size",
     "clear_cache",
+    "clopper_pearson",
     "controlled_name",
     "controlled_statistics",
     "find_parts",
