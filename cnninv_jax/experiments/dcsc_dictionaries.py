@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,8 @@ class Dictionaries:
     """Filters next to the signal: i.i.d. Gaussian, designed for a small coherence over shifts from such a draw, or
     orthogonal over all shifts, which needs at most M stride^rank filters."""
     coherence: float | None = None
-    """Coherence over shifts of the filters next to the signal, reached by mixing; the kind's own by default."""
+    """Coherence over shifts of the filters next to the signal, reached by mixing, instead of a --kind; the kind's own by
+    default."""
     design_steps: int = 300
     """Steps of the design, for --kind designed."""
     places: Literal["spread", "random"] = "spread"
@@ -92,8 +93,14 @@ def check(sizes: Dictionaries, depth: int) -> None:
         raise ValueError(f"expected --places spread or random, got {sizes.places!r}")
     if sizes.padding not in ("valid", "circular"):
         raise ValueError(f"expected --padding valid or circular, got {sizes.padding!r}")
-    if sizes.coherence is not None and not 0 < sizes.coherence < 1:
-        raise ValueError(f"expected --coherence between 0 and 1, got {sizes.coherence}")
+    if sizes.coherence is not None:
+        if not 0 < sizes.coherence < 1:
+            raise ValueError(f"expected --coherence between 0 and 1, got {sizes.coherence}")
+        if sizes.kind != "gaussian":
+            raise ValueError(
+                f"expected --kind or --coherence, which mixes filters of its own, got --kind {sizes.kind} and "
+                f"--coherence {sizes.coherence}; leave one out"
+            )
     length = sizes.D
     for number in range(1, depth + 1):
         if sizes.ell > length:
@@ -119,6 +126,17 @@ def check(sizes: Dictionaries, depth: int) -> None:
                 f"expected at most {most} --num-filters next to the signal for --kind orthogonal, got "
                 f"{sizes.num_filters[0]}; take a larger --M or --stride, or --kind designed"
             )
+
+
+def describe(parameters: Dictionaries | Mapping[str, Any]) -> str:
+    """Return the filters next to the signal in words, such as ``"gaussian filters"`` or ``"filters mixed to mu = 0.3"``.
+
+    Args:
+        parameters: of a study, or as its report.json holds them.
+    """
+    given = parameters if isinstance(parameters, Mapping) else vars(parameters)
+    mu = given["coherence"]
+    return f"{given['kind']} filters" if mu is None else f"filters mixed to mu = {mu:g}"
 
 
 def build(key: PRNGKeyArray, sizes: Dictionaries, depth: int, dtype: jax.typing.DTypeLike | None = None) -> dcsc.Layers:

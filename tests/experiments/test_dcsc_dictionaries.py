@@ -17,6 +17,7 @@ from cnninv_jax.experiments.dcsc_dictionaries import (
     build,
     capacity_of,
     check,
+    describe,
     entering_noise,
     prepare,
 )
@@ -36,6 +37,7 @@ SMALL = Dictionaries(D=12, M=6, num_filters=(6, 3, 1), ell=3, nonzeros=2)
         ({"places": "other"}, 1, "--places"),
         ({"padding": "same"}, 1, "--padding"),
         ({"coherence": 1.0}, 1, "--coherence"),
+        ({"coherence": 0.1, "kind": "designed"}, 1, "--kind designed and --coherence 0.1"),
         ({"ell": 13}, 1, "--ell"),
         ({"stride": 5}, 1, "--stride"),
         ({"padding": "valid", "D": 6}, 3, "--ell"),
@@ -46,6 +48,13 @@ SMALL = Dictionaries(D=12, M=6, num_filters=(6, 3, 1), ell=3, nonzeros=2)
 def test_sizes_that_do_not_fit_are_refused_by_their_flags(change, depth, flag):
     with pytest.raises(ValueError, match=flag):
         check(dataclasses.replace(SMALL, **change), depth)
+
+
+def test_captions_say_which_filters_they_are():
+    mixed = dataclasses.replace(SMALL, coherence=0.3)
+    assert describe(SMALL) == "gaussian filters"
+    assert describe(dataclasses.replace(SMALL, kind="designed")) == "designed filters"
+    assert describe(mixed) == describe(dataclasses.asdict(mixed)) == "filters mixed to mu = 0.3"
 
 
 @pytest.mark.slow
