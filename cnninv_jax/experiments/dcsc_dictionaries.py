@@ -60,8 +60,8 @@ class Dictionaries:
     """Filters next to the signal: i.i.d. Gaussian, designed for a small coherence over shifts from such a draw, or
     orthogonal over all shifts, which needs at most M stride^rank filters."""
     coherence: float | None = None
-    """Coherence over shifts of the filters next to the signal, reached by mixing, instead of a --kind; the kind's own by
-    default."""
+    """Coherence over shifts of the filters next to the signal, reached by mixing, instead of a --kind; by default the
+    kind's own."""
     design_steps: int = 300
     """Steps of the design, for --kind designed."""
     places: Literal["spread", "random"] = "spread"
@@ -129,7 +129,7 @@ def check(sizes: Dictionaries, depth: int) -> None:
 
 
 def describe(parameters: Dictionaries | Mapping[str, Any]) -> str:
-    """Return the filters next to the signal in words, such as ``"gaussian filters"`` or ``"filters mixed to mu = 0.3"``.
+    """Return the filters next to the signal in words: ``"gaussian filters"``, ``"filters mixed to mu = 0.3"``.
 
     Args:
         parameters: of a study, or as its report.json holds them.

@@ -63,6 +63,7 @@ def test_a_coherence_out_of_reach_is_refused_by_its_flag():
         build(jax.random.key(0), dataclasses.replace(SMALL, M=1, coherence=1e-4, design_steps=2), 1)
 
 
+@pytest.mark.slow
 def test_dictionaries_are_what_they_are_called():
     key = jax.random.key(3)
     kinds = {
@@ -89,7 +90,14 @@ def test_shallow_models_are_the_first_layers_of_deep_ones():
     assert not np.array_equal(other[0].op.filters, deep[0].op.filters)
 
 
-@pytest.mark.parametrize(("padding", "rank", "stride"), [("valid", 1, 1), ("circular", 1, 2), ("circular", 2, 1)])
+@pytest.mark.parametrize(
+    ("padding", "rank", "stride"),
+    [
+        pytest.param("valid", 1, 1, marks=pytest.mark.slow),
+        ("circular", 1, 2),
+        pytest.param("circular", 2, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_capacity_is_enough_for_the_fullest_code(padding, rank, stride):
     sizes = dataclasses.replace(
         SMALL, padding=padding, rank=rank, D=(13 if padding == "valid" else 12) if rank == 1 else 6, stride=stride
