@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from cnninv_jax import filters, operators
@@ -115,13 +116,15 @@ def design(
         given = given.astype(wider(given.dtype, np.float32) if dtype is None else float_dtype(dtype))
         if given.shape != shape:
             raise ValueError(f"expected a start of shape [K, M, *ell] = {shape}, got {given.shape}")
+        if not isinstance(given, Tracer) and not np.isfinite(np.asarray(given, np.float64)).all():
+            raise ValueError("expected a start of finite numbers, got NaN or infinity among them")
         free = (given != 0) | (not keep_zeros)
         given = filters.normalize(given)
         # A tenth of a filter's norm: elsewhere, and not far.
         moved = 0.1 / math.sqrt(math.prod(shape[1:])) * jax.random.normal(key, (times, *shape), given.dtype)
         starts = jnp.where(free[None], given[None] + moved.at[0].set(0.0), 0.0)
     banks, best, history = _descend(starts, free, steps, total)
-    winner = int(jnp.argmin(best))
+    winner = jnp.argmin(best)
     return Design(banks[winner], best[winner], history[winner], bound)
 
 

@@ -28,7 +28,7 @@ from cnninv_jax.dcsc.model import Layers, reverse_pass, shapes
 from cnninv_jax.sparsity.norms import patch_sparsity, stripe_norm
 
 #: S asked for: of the deepest layer, or of every layer with None where there is no limit.
-Sparsity: TypeAlias = int | Sequence[int | None] | None
+Sparsity: TypeAlias = int | Sequence[int | None] | Int[ArrayLike, " L"] | None
 
 #: A limit that no stripe reaches.
 _UNBOUNDED = 2**30
@@ -231,13 +231,16 @@ def _check_padding(model: Layers) -> None:
 
 def _limits(sparsity: Sparsity, depth: int) -> list[int]:
     """Return the limit of every layer."""
-    asked = list(sparsity) if isinstance(sparsity, Sequence | np.ndarray) else [*[None] * (depth - 1), sparsity]
+    listed = np.asarray(sparsity).tolist() if isinstance(sparsity, np.ndarray | jax.Array) else sparsity
+    asked = list(listed) if isinstance(listed, Sequence) else [*[None] * (depth - 1), listed]
     if len(asked) != depth:
         raise ValueError(f"expected one sparsity, or one for each of {depth} layers, got {sparsity}")
     return [_UNBOUNDED if limit is None else per_axis(limit, 1, "sparsity")[0] for limit in asked]
 
 
 def _magnitudes(magnitudes: tuple[ArrayLike, ArrayLike], dtype: jnp.dtype) -> Float[Array, " 2"]:
+    if isinstance(magnitudes, int | float):
+        raise ValueError(f"expected two magnitudes, the smallest and the largest |X^(L)|, got {magnitudes}")
     bounds = [jnp.asarray(bound).astype(dtype) for bound in magnitudes]
     if len(bounds) != 2 or any(bound.shape for bound in bounds):
         raise ValueError(f"expected two magnitudes, the smallest and the largest |X^(L)|, got {magnitudes}")

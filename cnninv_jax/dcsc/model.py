@@ -16,6 +16,8 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from cnninv_jax._numerics import as_float, wider
@@ -55,7 +57,7 @@ def layers(
     banks: Sequence[ArrayLike],
     signal_shape: PerAxis,
     *,
-    strides: Sequence[PerAxis] | None = None,
+    strides: int | Sequence[PerAxis] | None = None,
     padding: str = "valid",
     signs: Sequence[ArrayLike] | None = None,
     method: str = "auto",
@@ -67,7 +69,7 @@ def layers(
     Args:
         banks: filters of every layer, the one next to the signal first, [n_l, n_(l-1), *ell_l]; n_0 = M.
         signal_shape: spatial length D of the signal per axis.
-        strides: t of every layer; 1 for None.
+        strides: t, one integer for all layers or one entry for each; 1 for None.
         padding: ``"valid"`` (atoms inside the signal) or ``"circular"`` (atoms wrap around: every atom has as many
             neighbours, and layers of equal filters share one shape).
         signs: D^(l) of every layer, [n_l, *n]; ones for None, see `draw_signs`.
@@ -75,15 +77,18 @@ def layers(
 
     Raises:
         ValueError: no layer; numbers of banks, strides, signs that differ; a layer whose channels are not the filters
-            of the one below; padding that crops atoms (``"same"``); lengths that do not fit.
+            of the one below; padding that crops atoms (``"same"``); lengths that do not fit; where they are concrete,
+            filters of zeros or not finite, and signs that are none.
     """
+    if hasattr(banks, "ndim"):
+        raise ValueError("expected a sequence of filter banks, one for every layer, got one array; pass [bank]")
     if not banks:
         raise ValueError("expected the filters of at least one layer, got none")
     if padding not in ("valid", "circular"):
         raise ValueError(
             f"expected padding to be 'valid' or 'circular', got {padding!r}; a border would crop atoms of unit norm"
         )
-    steps = [1] * len(banks) if strides is None else list(strides)
+    steps = [strides or 1] * len(banks) if strides is None or isinstance(strides, int) else list(strides)
     diagonals = [None] * len(banks) if signs is None else list(signs)
     if not len(banks) == len(steps) == len(diagonals):
         raise ValueError(
@@ -92,6 +97,7 @@ def layers(
         )
     shape, built = signal_shape, []
     for number, (bank, step, diagonal) in enumerate(zip(banks, steps, diagonals, strict=True), start=1):
+        _check_norms(bank, number)
         op = conv_operator(normalize(bank), shape, stride=step, padding=padding, method=method)
         if built and op.channels != built[-1].op.num_filters:
             raise ValueError(
@@ -101,9 +107,24 @@ def layers(
         given = jnp.ones(op.code_shape, op.dtype) if diagonal is None else jnp.asarray(diagonal).astype(op.dtype)
         if given.shape != op.code_shape:
             raise ValueError(f"expected signs of layer {number} of shape [K, *n] = {op.code_shape}, got {given.shape}")
+        if not isinstance(given, Tracer) and not np.all(np.abs(np.asarray(given, np.float32)) == 1):
+            raise ValueError(f"expected signs of layer {number} to be +1 or -1, got other numbers; see draw_signs")
         built.append(Layer(op, given))
         shape = op.shifts
     return tuple(built)
+
+
+def _check_norms(bank: ArrayLike, number: int) -> None:
+    """Refuse concrete filters that cannot have unit norm."""
+    array = as_float(bank)
+    if isinstance(array, Tracer) or array.ndim < 3:
+        return
+    norms = np.linalg.norm(np.asarray(array, np.float64).reshape(len(array), -1), axis=1)
+    if not np.all(np.isfinite(norms) & (norms > 0)):
+        raise ValueError(
+            f"expected filters of layer {number} that are finite and not zero, got norms from {norms.min():g} to "
+            f"{norms.max():g}; leave out filters of zeros"
+        )
 
 
 def draw_signs(key: PRNGKeyArray, model: Layers) -> Layers:

@@ -53,12 +53,14 @@ def noise(
 
     Raises:
         ValueError: neither patch norm nor ratio, or both; a ratio without a signal of this shape; a negative patch
-            norm; an unknown law.
+            norm; a ratio that is no finite number; an unknown law.
     """
     if (patch_norm is None) == (snr is None):
         raise ValueError("expected either patch_norm or snr, got both or neither")
     if law not in get_args(NoiseLaw):
         raise ValueError(f"expected a law among {', '.join(get_args(NoiseLaw))}, got {law!r}")
+    if not isinstance(shape, Sequence):
+        raise ValueError(f"expected the shape (M, *D) of the signal, got {shape}")
     size = tuple(per_axis(tuple(shape), len(shape), "shape"))
     clean = None if signal is None else as_float(signal)
     if (snr is None) != (clean is None) or (clean is not None and clean.shape != size):
@@ -70,7 +72,10 @@ def noise(
     draw = jax.random.normal if law == "gaussian" else jax.random.rademacher
     direction = draw(key, size, kind)
     if clean is not None and snr is not None:
-        level = norm(clean.astype(kind)) * 10 ** (-jnp.asarray(snr).astype(kind) / 20)
+        ratio = jnp.asarray(snr)
+        if ratio.ndim or (not isinstance(ratio, Tracer) and not np.isfinite(np.asarray(ratio, np.float64))):
+            raise ValueError(f"expected snr to be one finite number of decibels, got {snr}")
+        level = norm(clean.astype(kind)) * 10 ** (-ratio.astype(kind) / 20)
         return direction * (level / norm(direction))
     assert patch_norm is not None
     return direction * (_level(patch_norm, kind) / largest_patch(direction, length, stride=stride, padding=padding))

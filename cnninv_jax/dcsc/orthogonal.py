@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cnninv_jax import filters
-from cnninv_jax._numerics import float_dtype, matmul, per_axis
+from cnninv_jax._numerics import float_dtype, matmul, per_axis, wider
 from cnninv_jax._typing import FilterBank, PerAxis, PRNGKeyArray
 
 
-def most_orthogonal(channels: int, length: tuple[int, ...], stride: tuple[int, ...]) -> int:
+def most_orthogonal(channels: int, length: PerAxis, stride: PerAxis = 1) -> int:
     """Return M prod(min(t, ell)): so many filters can be orthogonal over all shifts, and no more."""
-    return channels * math.prod(min(step, ell) for step, ell in zip(stride, length, strict=True))
+    taps = per_axis(length, len(length) if isinstance(length, Sequence) else 1, "length")
+    steps = per_axis(stride, len(taps), "stride")
+    return channels * math.prod(min(step, ell) for step, ell in zip(steps, taps, strict=True))
 
 
 def orthogonal_filters(
@@ -46,7 +50,8 @@ def orthogonal_filters(
     Cost: (sum(ell / t) - rank + 1) orthogonal matrices of order M prod(t), by LAPACK: not for a Monte-Carlo draw.
     """
     kind = float_dtype(dtype)
-    ell = per_axis(length, 1 if isinstance(length, int) else len(length), "length")
+    (num_filters,), (channels,) = per_axis(num_filters, 1, "num_filters"), per_axis(channels, 1, "channels")
+    ell = per_axis(length, len(length) if isinstance(length, Sequence) else 1, "length")
     rank = len(ell)
     blocks = tuple(min(step, taps) for step, taps in zip(per_axis(stride, rank, "stride"), ell, strict=True))
     phases = most_orthogonal(channels, ell, blocks)
@@ -56,7 +61,9 @@ def orthogonal_filters(
             f"{num_filters}; take more channels or a larger stride"
         )
     delays = tuple(taps // block - 1 for taps, block in zip(ell, blocks, strict=True))
-    mixing = jnp.linalg.qr(jax.random.normal(key, (1 + sum(delays), phases, phases), kind))[0]
+    # LAPACK knows no half precision.
+    draws = jax.random.normal(key, (1 + sum(delays), phases, phases), wider(kind, np.float32))
+    mixing = jnp.linalg.qr(draws)[0].astype(kind)
     # [K, phases, *blocks of taps]
     bank = mixing[0, :num_filters].reshape(num_filters, phases, *(1,) * rank)
     stage = 1

@@ -151,3 +151,23 @@ def test_layers_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="expected layer 2 to take signals of shape"):
         shapes((first, first))
     assert shapes((first, second)) == ((2, 9), (4, 7), (3, 6))
+
+
+@pytest.mark.parametrize(
+    ("banks", "arguments", "sentence"),
+    [
+        (np.ones((3, 2, 4)), {}, "pass .bank."),
+        ([np.zeros((3, 2, 4))], {}, "leave out filters of zeros"),
+        ([np.full((3, 2, 4), np.nan)], {}, "that are finite"),
+        ([np.ones((3, 2, 4))], {"signs": [2 * np.ones((3, 9))]}, r"to be \+1 or -1"),
+    ],
+    ids=["one array", "zeros", "not finite", "no signs"],
+)
+def test_what_cannot_be_a_layer_is_refused(banks, arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        layers(banks, 12, **arguments)
+
+
+def test_one_stride_serves_all_layers():
+    bank = np.random.default_rng(0).standard_normal((2, 2, 3))
+    assert [layer.op.stride for layer in layers([bank, bank], 15, strides=2)] == [(2,), (2,)]
