@@ -48,13 +48,18 @@ def float_dtype(dtype: jax.typing.DTypeLike | None) -> jnp.dtype:
     return chosen
 
 
-def as_floats(*values: ArrayLike) -> tuple[Array, ...]:
-    """Return the values as floats of one shape and of their common dtype, Python's numbers being weak."""
+def as_floats(*values: ArrayLike | Sequence[Any], least: jax.typing.DTypeLike | None = None) -> tuple[Array, ...]:
+    """Return the values as floats of one shape and of their common dtype, Python's numbers being weak.
+
+    Lists and tuples are taken as arrays. The dtype is widened to ``least`` before anything is cast to it.
+    """
     with jax.numpy_dtype_promotion("standard"):
-        kind = jnp.result_type(*values)
+        given = [jnp.asarray(value) if isinstance(value, list | tuple) else value for value in values]
+        kind = jnp.result_type(*given)
     if not jnp.issubdtype(kind, jnp.floating):
         kind = float_dtype(None)
-    return tuple(jnp.broadcast_arrays(*(jnp.asarray(value).astype(kind) for value in values)))
+    kind = kind if least is None else wider(kind, least)
+    return tuple(jnp.broadcast_arrays(*(jnp.asarray(value).astype(kind) for value in given)))
 
 
 def wider(first: jax.typing.DTypeLike, second: jax.typing.DTypeLike) -> jnp.dtype:

@@ -38,7 +38,8 @@ interference share their signs, Z_i + N_i = sum_k D_ii D_kk (x_k <a_i, a_k> + <a
    most 2 exp(-e) (the first inequality: Bentkus and Dzindzalieta 2015, sharp).
 
 Every function is elementwise over layers (the last axis, layer 1 first), works under jit and vmap, and follows the
-dtype of its arguments; what lies outside its domain is NaN.
+dtype of its arguments, float32 at least; what lies outside its domain is NaN. Magnitudes matter by their ratios only,
+and squares are taken of these: no unit of measurement under- or overflows.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class UniformBound(NamedTuple):
     Attributes:
         limit: S_l has to stay strictly below it, as computed: below 1 it allows no atom, below 0 not even the noise.
         clipped: the same, at least 0.
-        largest_sparsity: the largest integer S_l that is allowed.
+        largest_sparsity: the largest integer S_l that is allowed, also where rounding has lifted the limit over one.
     """
 
     limit: Float[Array, " *batch"]
@@ -132,20 +133,22 @@ def uniform_bound(
             |X_min| / 2 of eq. (3), which costs the 1/2 at the end.
 
     Returns:
-        `UniformBound`; infinite where mu is 0 and the noise is below |X_min| / 2.
+        `UniformBound`; where mu is 0, inf if the noise is below |X_min| / 2, else -inf: already at |X_min| / 2 it may
+        hide a response.
 
     Raises:
         ValueError: another kind of threshold.
     """
     _check(threshold, THRESHOLDS, "threshold")
-    coherence, low, high, noise = as_floats(mu, smallest, largest, zeta)
-    gap = (low / 2 - noise) / high
-    # Orthogonal atoms do not disturb each other: then only the noise can.
-    limit = jnp.where(coherence > 0, gap / jnp.where(coherence > 0, coherence, 1), jnp.sign(gap) * jnp.inf)
+    coherence, low, high, noise = as_floats(mu, smallest, largest, zeta, least=jnp.float32)
+    valid = _valid(coherence, low, high, noise)
+    low, noise = _ratios(valid, high, low, noise)
+    gap = low / 2 - noise
+    limit = _over(gap, coherence)
     limit = limit + 0.5 if threshold == "best" else limit
-    limit = jnp.where(_valid(coherence, low, high, noise) & ~jnp.isnan(limit), limit, jnp.nan)
-    # Strictly below, also where rounding has lifted the limit over an integer.
-    return UniformBound(limit, jnp.maximum(limit, 0), _integer(jnp.ceil(_lowered(limit)) - 1))
+    limit = jnp.where(valid, limit, jnp.nan)
+    lowered = _lowered(limit, _over(low / 2 + noise, coherence))
+    return UniformBound(limit, jnp.maximum(limit, 0), _integer(jnp.ceil(lowered) - 1))
 
 
 def probabilistic_bound(
@@ -185,19 +188,16 @@ def probabilistic_bound(
         ValueError: another kind of noise.
     """
     _check(noise, NOISES, "noise")
-    coherence, low, high, count, entering, filters, shifts, data = map(
-        jnp.atleast_1d, as_floats(mu, smallest, largest, sparsity, zeta, num_filters, positions, num_data)
-    )
+    given = as_floats(mu, smallest, largest, sparsity, zeta, num_filters, positions, num_data, least=jnp.float32)
+    coherence, low, high, count, entering, filters, shifts, data = map(jnp.atleast_1d, given)
     valid = _valid(coherence, low, high, entering) & (count >= 0) & (filters >= 1) & (shifts >= 1) & (data >= 1)
-    spread = jnp.square(high * coherence) * count
-    margin = low / 2
-    if noise == "independent":
-        spread = spread + jnp.square(entering)
-    else:
-        margin = jnp.maximum(margin - entering, 0)
-    # Nothing disturbs a response whose spread is 0: it fails surely without a margin, else never.
-    never = jnp.where(margin > 0, jnp.inf, 0.0).astype(margin.dtype)
-    exponent = jnp.where(spread > 0, jnp.square(margin) / (2 * jnp.where(spread > 0, spread, 1)), never)
+    low, entering = _ratios(valid, high, low, entering)
+    margin = low / 2 if noise == "independent" else jnp.maximum(low / 2 - entering, 0)
+    unit = jnp.where(margin > 0, margin, 1)
+    spread = jnp.square(coherence * jnp.sqrt(count) / unit)
+    spread = spread + jnp.square(entering / unit) if noise == "independent" else spread
+    # Without a margin a response fails surely; with one, where nothing disturbs it, never.
+    exponent = jnp.where(margin > 0, 0.5 / spread, 0)
     logs = math.log(2) + jnp.log(data) + jnp.log(shifts) + jnp.log(filters) - exponent
     logs = jnp.where(valid, logs, jnp.nan)
     total = logsumexp(logs, axis=-1)
@@ -233,27 +233,31 @@ def sparsity_limit(
         noise: see `probabilistic_bound`; adversarial: (|X_min| / 2 - zeta)^2 / (2 |X_max|^2 mu^2 ln(2 d M n / delta)).
 
     Returns:
-        `SparsityLimit`; infinite where mu is 0 and the noise is small enough.
+        `SparsityLimit`; where mu is 0, inf if the noise is small enough, else -inf: also where it just reaches
+        |X_min| / 2 (adversarial), or what is allowed to rounding.
 
     Raises:
         ValueError: another kind of noise.
     """
     _check(noise, NOISES, "noise")
     coherence, low, high, entering, filters, shifts, level, data = as_floats(
-        mu, smallest, largest, zeta, num_filters, positions, delta, num_data
+        mu, smallest, largest, zeta, num_filters, positions, delta, num_data, least=jnp.float32
     )
     valid = _valid(coherence, low, high, entering) & (filters >= 1) & (shifts >= 1) & (data >= 1)
     valid = valid & (level > 0) & (level <= 1)
+    low, entering = _ratios(valid, high, low, entering)
     logs = 2 * (math.log(2) + jnp.log(data) + jnp.log(shifts) + jnp.log(filters) - jnp.log(level))
     if noise == "independent":
-        room = jnp.square(low / 2) / logs - jnp.square(entering)
+        # The difference of two squares.
+        reach = low / (2 * jnp.sqrt(logs))
+        gap, other, total = reach - entering, reach + entering, reach + entering
     else:
-        margin = low / 2 - entering
-        room = jnp.sign(margin) * jnp.square(margin) / logs
-    scale = jnp.square(high * coherence)
-    limit = jnp.where(scale > 0, room / jnp.where(scale > 0, scale, 1), jnp.sign(room) * jnp.inf)
+        gap, total = (low / 2 - entering) / jnp.sqrt(logs), (low / 2 + entering) / jnp.sqrt(logs)
+        other = jnp.abs(gap)
+    limit = jnp.where(gap == 0, _over(gap, coherence), _over(gap, coherence) * _over(other, coherence))
     limit = jnp.where(valid, limit, jnp.nan)
-    return SparsityLimit(limit, jnp.maximum(limit, 0), _integer(jnp.floor(_lowered(limit))))
+    lowered = _lowered(limit, jnp.square(_over(total, coherence)))
+    return SparsityLimit(limit, jnp.maximum(limit, 0), _integer(jnp.floor(lowered)))
 
 
 def propagated_noise(
@@ -273,10 +277,11 @@ def propagated_noise(
     """Return zeta_0, ..., zeta_L, bounds on the patch norms: zeta_l = sqrt(|X^(l)|_{0,inf}^P) (e_l + shrinkage_l).
 
     e_l bounds the error of every response on the support of layer l. All but the last of the numbers enter
-    `uniform_bound` and `probabilistic_bound`; each needs that the supports of layers 1 .. l are recovered.
+    `uniform_bound` and `probabilistic_bound`; each needs that the supports of layers 1 .. l are recovered. NaN from the
+    first layer outside the domain on. A layer with X^(l) = 0 (per_patch 0) passes no noise on, whatever |X_min^(l)|.
 
     Args:
-        start: zeta_0, patch norm of V^(0), which does not depend on any sign.
+        start: zeta_0, patch norm of V^(0), a number, which does not depend on any sign.
         mu: coherences mu_l, [L].
         smallest: |X_min^(l)|, [L].
         largest: |X_max^(l)|, [L].
@@ -294,23 +299,34 @@ def propagated_noise(
         noise: whether zeta_1, ... are of noise independent of the signs of the layer they enter, which is not so in
             general; see `probabilistic_bound`. Of the probabilistic kind only. V^(0) always is.
         responses: N_l, entries of the support of X^(l), or all M n_l; of the probabilistic kind only.
-        delta: delta_l, of the probabilistic kind only.
+        delta: delta_l in (0, 1], of the probabilistic kind only.
         shrinkage: what the projection takes off every entry: 0 for hard thresholds, beta_l for soft ones.
 
     Raises:
-        ValueError: another kind of propagation or noise, more than one axis.
+        ValueError: another kind of propagation or noise, more than one axis, a ``start`` that is no single number.
     """
     _check(kind, PROPAGATIONS, "kind")
     _check(noise, NOISES, "noise")
-    columns = as_floats(mu, smallest, largest, sparsity, per_patch, responses, delta, shrinkage, start)
+    if (shape := as_floats(start)[0].shape) != ():
+        raise ValueError(f"expected start to be one number, got shape {shape}; use vmap for batches")
+    columns = as_floats(
+        mu, smallest, largest, sparsity, per_patch, responses, delta, shrinkage, start, least=jnp.float32
+    )
     if columns[0].ndim > 1:
         raise ValueError(f"expected one number per layer, got shape {columns[0].shape}; use vmap for batches")
     coherence, low, high, count, patch, entries, level, taken, begin = map(jnp.atleast_1d, columns)
+    # A layer that is 0 has no |X_min|, which is inf then, and no responses.
+    zero = patch == 0
+    valid = _valid(coherence, jnp.where(zero, 1, low), jnp.where(zero, 1, high), begin)
+    valid = valid & (count >= 0) & (patch >= 0) & (taken >= 0)
+    if kind == "probabilistic":
+        valid = valid & (zero | (entries >= 1)) & (level > 0) & (level <= 1)
     others = jnp.maximum(count - 1, 0)
     worst = coherence * others * high
-    factor = 2 * jnp.log(2 * entries / level)
-    likely = jnp.sqrt(factor * others) * coherence * high
-    zetas = [begin[0]]
+    factor = jnp.sqrt(2 * (math.log(2) + jnp.log(entries) - jnp.log(level)))
+    likely = factor * jnp.sqrt(others) * coherence * high
+    zetas = [jnp.where(begin[0] >= 0, begin[0], jnp.nan)]
+    sound = True
     for layer in range(coherence.size):
         entering = zetas[-1]
         if kind == "recovered":
@@ -318,11 +334,13 @@ def propagated_noise(
         else:
             error = entering + worst[layer]
             if kind == "probabilistic":
-                together = jnp.sqrt(jnp.square(likely[layer]) + factor[layer] * jnp.square(entering))
+                together = jnp.hypot(likely[layer], factor[layer] * entering)
                 apart = entering + likely[layer]
                 error = jnp.minimum(error, apart)
                 error = jnp.minimum(error, together) if noise == "independent" or not layer else error
-        zetas.append(jnp.sqrt(patch[layer]) * (error + taken[layer]))
+        sound = sound & valid[layer]
+        zeta = jnp.where(patch[layer] > 0, jnp.sqrt(patch[layer]) * (error + taken[layer]), 0)
+        zetas.append(jnp.where(sound, zeta, jnp.nan))
     return jnp.stack(zetas)
 
 
@@ -349,12 +367,24 @@ def critical_sparsity(failure: Callable[[int], float], delta: float, most: int) 
 
 
 def _valid(coherence: Array, low: Array, high: Array, noise: Array) -> Array:
-    return (coherence >= 0) & (low > 0) & (high >= low) & (noise >= 0)
+    return (coherence >= 0) & (low > 0) & (high >= low) & jnp.isfinite(high) & (noise >= 0)
 
 
-def _lowered(limit: Array) -> Array:
-    """Return the limit less what rounding may have added."""
-    return limit - 4 * jnp.finfo(limit.dtype).eps * jnp.where(jnp.isfinite(limit), jnp.abs(limit), 0)
+def _ratios(valid: Array, high: Array, *magnitudes: Array) -> tuple[Array, ...]:
+    """Return magnitudes as shares of |X_max|, where that can be one."""
+    unit = jnp.where(valid, high, 1)
+    return tuple(magnitude / unit for magnitude in magnitudes)
+
+
+def _over(gap: Array, coherence: Array) -> Array:
+    """Return gap / mu, infinite for orthogonal atoms, which leave all to the noise: inf only with a gap left."""
+    alone = jnp.where(gap > 0, jnp.inf, -jnp.inf).astype(gap.dtype)
+    return jnp.where(coherence > 0, gap / jnp.where(coherence > 0, coherence, 1), alone)
+
+
+def _lowered(limit: Array, size: Array) -> Array:
+    """Return the limit less what rounding may have added to it, a difference of numbers that add up to ``size``."""
+    return jnp.where(jnp.isfinite(limit), limit - 8 * jnp.finfo(limit.dtype).eps * size, limit)
 
 
 def _integer(limit: Array) -> Array:

@@ -67,7 +67,7 @@ def clopper_pearson(
             ``"upper"`` alone, missed with 1 - level; the other limit is then 0 or 1.
 
     Returns:
-        (low, high); NaN where count is 0.
+        (low, high); both NaN where count is 0, or successes are NaN or outside [0, count].
 
     Raises:
         ValueError: a level outside (0, 1), an unknown side.
@@ -78,6 +78,8 @@ def clopper_pearson(
     from scipy.special import betainccinv, betaincinv
 
     k, n = np.broadcast_arrays(np.asarray(successes, np.float64), np.asarray(count, np.float64))
+    valid = (n > 0) & (k >= 0) & (k <= n)
+    k, n = np.where(valid, k, 0.0), np.where(valid, n, 1.0)
     alpha = (1 - level) / 2 if side == "both" else 1 - level
     low, high = np.zeros(k.shape), np.ones(k.shape)
     if side != "upper":
@@ -86,7 +88,7 @@ def clopper_pearson(
     if side != "lower":
         some = k < n
         high = np.where(some, betainccinv(np.where(some, k + 1, 1.0), np.where(some, n - k, 1.0), alpha), high)
-    return np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
+    return np.where(valid, low, np.nan), np.where(valid, high, np.nan)
 
 
 def quantile_ranks(q: float, count: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:

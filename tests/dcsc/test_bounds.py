@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from cnninv_jax._numerics import as_floats
 from cnninv_jax.dcsc.bounds import (
     critical_sparsity,
     probabilistic_bound,
@@ -109,6 +111,7 @@ def test_bound_three_at_the_ends():
         probabilistic_bound(0.1, 1.0, 1.0, 1, 0.0, 8, 10, noise="loud")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_arrays_jit_vmap_and_dtype():
     mu = jnp.array([[0.01, 0.02], [0.03, 0.04]], jnp.float32)
 
@@ -123,6 +126,78 @@ def test_arrays_jit_vmap_and_dtype():
     # Leading axes are a batch.
     np.testing.assert_allclose(bound(mu).log, each.log, rtol=1e-6)
     assert jax.jit(uniform_bound)(mu, 1.0, 1.0).largest_sparsity.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("kind", ["independent", "adversarial"])
+def test_no_unit_of_measurement_under_or_overflows(kind):
+    """In float32 squares of these are 0 or inf; the bounds are those of unit 1. The second layer fails surely."""
+
+    @jax.jit
+    def found(scale):
+        mu = jnp.float32(0.06)
+        low, high, zeta = (scale * jnp.array(row, jnp.float32) for row in ([1.0, 1.0], [1.2, 2.0], [0.1, 3.0]))
+        bound = probabilistic_bound(mu, low, high, 6, zeta, 8, 100, noise=kind)
+        noise = propagated_noise(zeta[0], mu, low, high, 6, 4, kind="probabilistic", noise=kind)
+        return bound, sparsity_limit(mu, low, high, zeta, 8, 100, 0.01, noise=kind), noise / scale
+
+    usual = found(jnp.float32(1))
+    assert usual[0].probability == 1
+    for unit in (1e-22, 1e20, 1e30):
+        for one, two in zip(jax.tree.leaves(found(jnp.float32(unit))), jax.tree.leaves(usual), strict=True):
+            assert np.isfinite(one).all()
+            np.testing.assert_allclose(one, two, rtol=1e-4)
+
+
+def test_half_precision_is_widened():
+    bounds = [
+        probabilistic_bound(jnp.asarray(0.03125, dtype), 1.0, 1.0, 3, 0.0, 1000, 100_000)
+        for dtype in (jnp.float32, jnp.float16, jnp.bfloat16)
+    ]
+    for bound in bounds:
+        assert bound.log.dtype == jnp.float32
+        assert np.isfinite(bound.log)
+        assert bound.log == bounds[0].log
+
+
+def test_lists_are_arrays():
+    assert uniform_bound([0.1, 0.2], 1.0, (1.0, 1.0)).largest_sparsity.tolist() == [5, 2]  # type: ignore[arg-type]
+    assert as_floats([1, 2], 3.0)[1].tolist() == [3.0, 3.0]
+    narrow = jnp.ones(2, jnp.float32)
+    # Numbers stay weak next to arrays, in a list and out of it.
+    assert as_floats([narrow[0], narrow[1]], 0.5)[0].dtype == jnp.float32
+    assert as_floats(narrow, 0.5, 3)[1].dtype == jnp.float32
+
+
+def test_rounding_allows_no_atom_more():
+    """The difference |X_min| / 2 - zeta loses digits; the limits are 1, and S has to stay strictly below it."""
+    mu, zeta = jnp.array([0.02, 0.04, 0.01], jnp.float32), jnp.array([0.48, 0.46, 0.49], jnp.float32)
+    found = uniform_bound(mu, 1.0, 1.0, zeta, threshold="half")
+    np.testing.assert_allclose(found.limit, 1, rtol=1e-5)
+    assert found.largest_sparsity.tolist() == [0, 0, 0]
+    assert uniform_bound(0.02, 1.0, 1.0, 0.48, threshold="half").largest_sparsity == 0
+    # In closed form, the noise being all but all that is allowed: limits of 3 more or less 1e-6.
+    logs = 2 * math.log(2 * 6400 / 1e-2)
+    zeta = math.sqrt(0.25 / logs - 3e-6)
+    mu = jnp.sqrt((0.25 / logs - zeta**2) / (3 + jnp.array([-1e-6, 1e-6])))
+    if mu.dtype == jnp.float64:
+        assert sparsity_limit(mu, 1.0, 1.0, zeta, 64, 100, 1e-2).largest_sparsity.tolist() == [2, 3]
+
+
+def test_orthogonal_atoms_and_noise_of_half_the_smallest_entry():
+    """mu = 0: the noise alone decides, and at |X_min| / 2 it may hide a response."""
+    zeta = jnp.array([0.4, 0.5, 0.6])
+    for threshold in ("best", "half"):
+        found = uniform_bound(0.0, 1.0, 3.0, zeta, threshold=threshold)
+        assert found.limit.tolist() == [np.inf, -np.inf, -np.inf]
+        assert found.largest_sparsity.tolist() == [2**31 - 2**7, 0, 0]
+    hostile = sparsity_limit(0.0, 1.0, 3.0, zeta, 8, 10, 0.1, noise="adversarial")
+    assert hostile.limit.tolist() == [np.inf, -np.inf, -np.inf]
+    assert hostile.clipped.tolist() == [np.inf, 0, 0]
+    assert probabilistic_bound(0.0, 1.0, 3.0, 1, 0.5, 8, 10, noise="adversarial").probability == 1
+    independent = sparsity_limit(0.0, 1.0, 3.0, jnp.array([0.0, 0.1, 0.5]), 8, 10, 0.1)
+    assert independent.limit.tolist() == [np.inf, np.inf, -np.inf]
+    # With atoms that interfere, and no room: none.
+    assert sparsity_limit(0.1, 1.0, 3.0, 0.5, 8, 10, 0.1, noise="adversarial").limit == 0
 
 
 @settings(max_examples=12, deadline=None)
@@ -268,6 +343,38 @@ def test_propagated_noise_by_hand():
         propagated_noise(0.1, mu[None], 0.5, 1.0, s[None], patch[None])
     with pytest.raises(ValueError, match="kind to be one of"):
         propagated_noise(0.1, mu, 0.5, 1.0, s, patch, kind="sure")  # type: ignore[arg-type]
+
+
+def test_propagated_noise_outside_its_domain():
+    usual: dict[str, Any] = {"start": 0.1, "mu": 0.02, "smallest": 0.5, "largest": 1.0, "sparsity": 4, "per_patch": 9}
+    for name, value in (
+        ("mu", -0.02), ("smallest", 0.0), ("largest", 0.4), ("sparsity", -1), ("per_patch", -1), ("mu", math.nan),
+        ("largest", math.inf), ("shrinkage", -0.1),
+    ):  # fmt: skip
+        found = propagated_noise(**{**usual, name: jnp.array([1.0, value, 1.0]) if name == "mu" else value})
+        assert found[0] == 0.1
+        # From the first such layer on.
+        assert np.isnan(found[1:]).tolist() == ([False, True, True] if name == "mu" else [True])
+        assert np.isnan(propagated_noise(**{**usual, name: value}, kind="recovered")[1])
+    for start in (-0.1, math.nan):
+        assert np.isnan(propagated_noise(**{**usual, "start": start}, kind="recovered")).all()
+    wrong_chances: list[dict[str, Any]] = [{"delta": 0.0}, {"delta": 1.5}, {"responses": 0}]
+    for chance in wrong_chances:
+        assert np.isnan(propagated_noise(**usual, kind="probabilistic", **chance)[1])
+        assert np.isfinite(propagated_noise(**usual, **chance)).all()
+    for start in (jnp.array([0.1, 0.2]), jnp.array([0.1]), [0.1]):
+        with pytest.raises(ValueError, match="expected start to be one number, got shape"):
+            propagated_noise(**{**usual, "start": start})
+
+
+@pytest.mark.parametrize("kind", ["uniform", "probabilistic", "recovered"])
+def test_a_layer_of_zeros_passes_no_noise_on(kind):
+    """What `generate` measures of it: |X_min| infinite, all else 0."""
+    low, high = jnp.array([0.5, jnp.inf, 0.5]), jnp.array([1.0, 0.0, 1.0])
+    numbers = jnp.array([4, 0, 1])
+    found = propagated_noise(0.1, 0.02, low, high, numbers, numbers, kind=kind, responses=jnp.array([4, 0, 1]))
+    assert np.isfinite(found).all()
+    assert found[2] == 0
 
 
 def test_propagated_noise_holds_for_all_patterns_of_signs():

@@ -62,6 +62,13 @@ def test_clopper_pearson_where_nothing_was_seen():
         clopper_pearson(1, 2, side="one")  # type: ignore[arg-type]
 
 
+def test_clopper_pearson_of_impossible_counts():
+    for side in ("both", "lower", "upper"):
+        low, high = clopper_pearson([6, -1, np.nan, 2, 2], [5, 5, 5, np.nan, 5], side=side)
+        assert np.isnan(low).tolist() == np.isnan(high).tolist() == [True] * 4 + [False]
+    assert np.isnan(clopper_pearson(3, 2)).all()
+
+
 def test_clopper_pearson_covers_whatever_the_proportion():
     """The exact coverage, a finite sum, is never below the level; Wilson's falls below it."""
     count, level = 40, 0.9
