@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from cnninv_jax._numerics import as_float, wider
 from cnninv_jax._typing import Array, Code, Float, Int, Signal
-from cnninv_jax.dcsc.forward import Forward, compare
+from cnninv_jax.dcsc.forward import Forward, check_shapes, compare
 from cnninv_jax.dcsc.model import Layer, Layers, shapes
 from cnninv_jax.recovery.iht import iht
 from cnninv_jax.recovery.lasso import lam_max, lasso
@@ -127,12 +127,14 @@ def _pursue(
     truth: Sequence[ArrayLike] | None,
 ) -> Layered:
     """Solve layer after layer; ``solve`` returns u, steps and status."""
-    expected = shapes(model)[0]
+    expected = shapes(model)
     signal = as_float(x)
-    if signal.shape != expected:
+    if signal.shape != expected[0]:
         raise ValueError(
-            f"expected a signal of shape [M, *D] = {expected}, got {signal.shape}; use jax.vmap for a batch"
+            f"expected a signal of shape [M, *D] = {expected[0]}, got {signal.shape}; use jax.vmap for a batch"
         )
+    if truth is not None:
+        check_shapes("truth X^(0), ..., X^(L)", truth, expected)
     signal = signal.astype(wider(signal.dtype, model[0].op.dtype))
     codes, steps, status = [], [], []
     for number, layer in enumerate(model):

@@ -21,9 +21,10 @@ from jax.typing import ArrayLike
 from cnninv_jax._numerics import matmul
 from cnninv_jax._typing import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 from cnninv_jax.dcsc._responses import Geometry, Responses, assemble
-from cnninv_jax.dcsc.forward import support
+from cnninv_jax.dcsc.forward import supports
 from cnninv_jax.dcsc.model import Layers, shapes
 from cnninv_jax.operators import analysis
+from cnninv_jax.sparsity.norms import root
 
 
 @partial(
@@ -64,7 +65,8 @@ class PathOutcome(NamedTuple):
 
     Attributes:
         score: how near the supports were to being lost: at least 1 means lost. The largest response off the support
-            over beta, or 2 less the smallest on it over beta, whichever is larger, [L].
+            over beta, or 2 less the smallest on it over beta, whichever is larger, [L]; infinity where an estimate is
+            not finite.
         noise: |X^(l)_hat - X^(l)|_{2,inf} over patches of layer l + 1, [L]; |.|_inf for the deepest.
         smallest: smallest non-zero |X^(l)|, [L].
         largest: largest |X^(l)|, [L].
@@ -77,7 +79,7 @@ class PathOutcome(NamedTuple):
 
     @property
     def failed(self) -> Bool[Array, "*batch L"]:
-        """Whether layer l is the first whose support is lost; a score that is no number is lost too."""
+        """Whether layer l is the first whose support is lost; a score that is no number, as of a NaN beta, is too."""
         lost = ~(self.score < 1)
         return lost & (jnp.cumsum(lost, axis=-1) == 1)
 
@@ -105,7 +107,9 @@ def path_tables(
     Raises:
         ValueError: shapes that do not fit, a code of zeros, or capacities too small.
 
-    Cost: sum of N_l c_(l-1) numbers with capacities; about (2 ell - 1) n_l per place of U_(l-1) without.
+    Cost: sum of N_l c_(l-1) numbers with capacities; about (2 ell - 1) n_l per place of U_(l-1) without. On the way the
+        host holds them dense, in float64, either way: [c_(l-1), N_l] for every layer ([c_1 + 1, N_1] for the first),
+        and up to two copies of one, about 2 N_l c numbers more.
     """
     expected = shapes(model)
     deepest = np.abs(np.asarray(code))
@@ -136,7 +140,8 @@ def path_tables(
     offset = np.zeros(first.size)
     if noise is not None:
         offset = np.asarray(jax.jit(analysis)(model[0].op, np.asarray(noise))).ravel()
-    answers = [np.vstack([_filled(first.gram(found[0]), places[0]), offset])]
+    answers = [_filled(first.gram(found[0]), places[0] + 1)]
+    answers[0][-1] = offset
     rows, spread, patches = [first.size], [], []
     for number, above in enumerate(geometries[1:], start=1):
         where, place = found[number - 1], places[number - 1]
@@ -181,7 +186,11 @@ def signs_of_latent(latent: Sequence[Float[Array, " c"]]) -> tuple[Float[Array, 
 def path_score(
     tables: PathTables, signs: Sequence[Float[Array, " c"]], thresholds: Float[ArrayLike, " L"], *, soft: bool = False
 ) -> Scalar:
-    """Return how near a pass came to losing its path: the largest score of `path_outcome`, at least 1 if it did."""
+    """Return how near a pass came to losing its path: the largest score of `path_outcome`, at least 1 if it did.
+
+    Raises:
+        ValueError: see `path_outcome`.
+    """
     return jnp.max(path_outcome(tables, signs, thresholds, soft=soft).score)
 
 
@@ -196,9 +205,23 @@ def path_outcome(
         thresholds: beta_l > 0, [L]; the theorem's argument takes half of the smallest non-zero |X^(l)|.
         soft: soft thresholds instead of hard ones.
 
+    Raises:
+        ValueError: thresholds or signs of shapes other than those of the tables.
+
     Cost: a multiply-add for every number in the tables; under ``vmap`` one (batched) matrix product per layer.
     """
     betas = jnp.asarray(thresholds, tables.values.dtype)
+    if betas.shape != (len(tables.places),):
+        raise ValueError(
+            f"expected thresholds of shape ({len(tables.places)},), one per layer, got {betas.shape}; use jax.vmap for "
+            "a batch"
+        )
+    given = tuple(jnp.shape(sign) for sign in signs)
+    if given != tuple((place,) for place in tables.places):
+        raise ValueError(
+            f"expected one array of signs for every layer, of lengths {tables.places}, got shapes {given}; see "
+            "path_signs, and use jax.vmap for a batch"
+        )
     codes = [tables.values]
     for matrix, sign in zip(tables.spread[::-1], signs[:0:-1], strict=True):
         codes.append(matmul(matrix, sign * codes[-1]))
@@ -206,8 +229,8 @@ def path_outcome(
     # The noise is the first layer's last place.
     carried = jnp.append(signs[0] * codes[0], jnp.ones((), betas.dtype))
     outcomes = []
-    for number, code in enumerate(codes):
-        beta, active, size = betas[number], support(code), jnp.abs(code)
+    for number, (code, active) in enumerate(zip(codes, supports(codes), strict=True)):
+        beta, size = betas[number], jnp.abs(code)
         here = matmul(tables.responses[number].own, carried)
         off = jnp.maximum(tables.responses[number].largest(carried), jnp.max(jnp.where(active, 0, jnp.abs(here))))
         smallest = jnp.min(jnp.where(active, size, jnp.inf))
@@ -216,7 +239,9 @@ def path_outcome(
         score = jnp.maximum(off / beta * (1 - jnp.finfo(betas.dtype).eps), 2 - weakest / beta)
         kept = here - jnp.clip(here, -beta, beta) if soft else here
         carried = signs[number] * jnp.where(active, kept, 0)
-        noise = jnp.sqrt(jnp.max(matmul(tables.patches[number], jnp.square(carried - code))))
+        # Infinite responses on the support are far above beta, and no estimate.
+        score = jnp.where(jnp.all(jnp.isfinite(carried)), score, jnp.inf)
+        noise = root(jnp.max(matmul(tables.patches[number], jnp.square(carried - code))))
         outcomes.append((score, noise, smallest, jnp.max(size)))
     return PathOutcome(*(jnp.stack(column) for column in zip(*outcomes, strict=True)))
 

@@ -60,7 +60,7 @@ def stripe_norm(z: ArrayLike, length: PerAxis, *, stride: PerAxis = 1, padding: 
 
 
 def patch_norms(v: ArrayLike, length: PerAxis, *, stride: PerAxis = 1, padding: str = "valid") -> Float[Array, " *n"]:
-    """Return the l2 norm of every patch of a signal (Murray 2018, section 4).
+    """Return the l2 norm of every patch of a signal (Murray 2018, section 4); its derivative at a patch of zeros is 0.
 
     Args:
         v: signal, [M, *D].
@@ -73,7 +73,7 @@ def patch_norms(v: ArrayLike, length: PerAxis, *, stride: PerAxis = 1, padding: 
             padding, or lengths, strides or padding that are none.
     """
     signal = as_float(v)
-    return jnp.sqrt(_patches(jnp.sum(jnp.square(signal), axis=0), signal, length, stride, padding))
+    return root(_patches(jnp.sum(jnp.square(signal), axis=0), signal, length, stride, padding))
 
 
 def patch_norm(v: ArrayLike, length: PerAxis, *, stride: PerAxis = 1, padding: str = "valid") -> Scalar:
@@ -120,6 +120,12 @@ def patch_sparsity(v: ArrayLike, length: PerAxis, *, stride: PerAxis = 1, paddin
         ValueError: see `patch_norms`.
     """
     return jnp.max(patch_counts(v, length, stride=stride, padding=padding))
+
+
+def root(energy: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Return sqrt(energy) with derivative 0 at 0, a subgradient of the norm whose square it is. NaN stays NaN."""
+    none = energy == 0
+    return jnp.where(none, 0, jnp.sqrt(jnp.where(none, 1, energy)))
 
 
 def stripe_reach(code: Shaped[Array, " K *n"], length: PerAxis, stride: PerAxis = 1) -> tuple[int, ...]:

@@ -7,6 +7,8 @@ selection under overlapping budgets. `project_stripes` is greedy, on any device 
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,9 +49,13 @@ def project_stripes(
         at most K n.
     """
     code = as_float(h)
-    reach = stripe_reach(code, length, stride)
+    return _greedy(code, _budget(S), stripe_reach(code, length, stride), padding)
+
+
+@partial(jax.jit, static_argnames=["reach", "padding"])
+def _greedy(code: Code, budget: Int[Array, ""] | np.int32, reach: tuple[int, ...], padding: str) -> Code:
+    """Return the greedy choice; a program for every geometry, kept between calls."""
     twice = tuple(2 * far for far in reach)
-    budget = _budget(S)
     sizes, places = _by_size(code)
     last = code.shape[0] - 1
 

@@ -9,7 +9,7 @@ minus the bias); `relu_threshold` and `soft_threshold` are what lies between.
 | moved by beta towards zero | `soft_threshold` | `shifted_relu` |
 
 Everywhere beta is at least 0: one number, or an array of h's rank that broadcasts against it, such as one number for
-each filter as [K, 1]. It may be traced. NaN stays NaN.
+each filter as [K, 1]; any other shape is a ValueError. It may be traced. NaN stays NaN, in h and in beta.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def hard_threshold(h: ArrayLike, beta: ArrayLike) -> Float[Array, " *n"]:
         beta: threshold.
     """
     code, threshold = _pair(h, beta)
-    return jnp.where(jnp.abs(code) <= threshold, 0.0, code)
+    return _unless_nan(threshold, jnp.where(jnp.abs(code) <= threshold, 0.0, code))
 
 
 def soft_threshold(h: ArrayLike, beta: ArrayLike) -> Float[Array, " *n"]:
@@ -53,7 +53,7 @@ def relu_threshold(h: ArrayLike, beta: ArrayLike) -> Float[Array, " *n"]:
         beta: threshold.
     """
     code, threshold = _pair(h, beta)
-    return jnp.where(code <= threshold, 0.0, code)
+    return _unless_nan(threshold, jnp.where(code <= threshold, 0.0, code))
 
 
 def shifted_relu(h: ArrayLike, beta: ArrayLike) -> Float[Array, " *n"]:
@@ -70,4 +70,18 @@ def shifted_relu(h: ArrayLike, beta: ArrayLike) -> Float[Array, " *n"]:
 def _pair(h: ArrayLike, beta: ArrayLike) -> tuple[Array, Array]:
     """Return both as floats of the responses' dtype."""
     code = as_float(h)
-    return code, jnp.asarray(beta).astype(code.dtype)
+    threshold = jnp.asarray(beta).astype(code.dtype)
+    fits = len(threshold.shape) == len(code.shape) and all(
+        size in (1, whole) for size, whole in zip(threshold.shape, code.shape, strict=True)
+    )
+    if threshold.shape and not fits:
+        raise ValueError(
+            f"expected beta to be one number, or an array of as many axes that broadcasts to h's shape {code.shape}, "
+            f"got shape {threshold.shape}; one number for each filter is [K, 1]"
+        )
+    return code, threshold
+
+
+def _unless_nan(threshold: Array, kept: Array) -> Array:
+    """Return what is kept, NaN where the threshold is: a comparison with NaN would keep everything."""
+    return jnp.where(jnp.isnan(threshold), jnp.nan, kept)

@@ -40,7 +40,7 @@ def dense(layer):
     return np.asarray(as_matrix(layer.op), np.float64).T
 
 
-@pytest.mark.parametrize("relative", [True, False], ids=["fractions", "absolute"])
+@pytest.mark.parametrize("relative", [pytest.param(True, marks=pytest.mark.slow), False], ids=["fractions", "absolute"])
 def test_every_layer_is_optimal(relative):
     """2 A^T (x - A u) = lam sign(u) where u is not zero, and within lam elsewhere."""
     model = two_layers()
@@ -96,7 +96,7 @@ def test_iht_is_the_dense_iteration():
     assert list(found.steps) == [5, 5]
 
 
-@pytest.mark.parametrize("padding", ["valid", "circular"])
+@pytest.mark.parametrize("padding", [pytest.param("valid", marks=pytest.mark.slow), "circular"])
 def test_both_recover_the_path_where_one_pass_does_not(padding):
     """Exact data, a few atoms that meet in the signal: thresholding once fails, solving the problem does not."""
     model = two_layers(padding=padding)
@@ -142,8 +142,10 @@ def test_batches_of_signs_and_float32():
         (lambda model, x: layered_basis_pursuit(model, x[:1], np.ones(2)), "a signal of shape"),
         (lambda model, x: layered_iht(model, x, (1,)), "one k for each of 2 layers"),
         (lambda model, x: layered_iht(model, x, (0, 1)), "1 <= k"),
+        # Refused before a solver runs, which would refuse the count.
+        (lambda model, x: layered_iht(model, x, (0, 1), truth=[x]), "expected truth"),
     ],
-    ids=["weights", "thresholds", "signal", "counts", "no count"],
+    ids=["weights", "thresholds", "signal", "counts", "no count", "truth"],
 )
 def test_layered_refuses(call, message):
     model = two_layers()

@@ -263,6 +263,44 @@ def test_a_threshold_that_is_no_number_recovers_nothing():
     assert not bool(outcome.recovered)
 
 
+def plain_tables():
+    """One tap, two layers, one place: every estimate is exact."""
+    return path_tables(layers([np.ones((1, 1, 1))] * 2, (3,)), np.array([[0.0, 0.5, 0.0]]))
+
+
+def test_an_estimate_that_is_not_finite_is_lost():
+    tables = plain_tables()
+    tables = dataclasses.replace(tables, values=jnp.array([np.inf]))
+    outcome = path_outcome(tables, (np.ones(1), np.ones(1)), [0.1, 0.1])
+    assert outcome.score[0] == np.inf
+    assert not bool(outcome.recovered)
+    nan = path_outcome(plain_tables(), (np.ones(1), np.ones(1)), [0.1, np.nan])
+    assert nan.failed.tolist() == [False, True]
+
+
+def test_derivatives_where_there_is_no_noise():
+    tables = plain_tables()
+    slope = jax.grad(lambda signs: jnp.sum(path_outcome(tables, signs, [0.1, 0.1]).noise))((jnp.ones(1), jnp.ones(1)))
+    assert [own.tolist() for own in slope] == [[0.0], [0.0]]
+
+
+@pytest.mark.parametrize(
+    ("signs", "thresholds", "message"),
+    [
+        ((1, 1), [0.1], r"thresholds of shape \(2,\), one per layer, got \(1,\)"),
+        ((1, 1), 0.1, r"thresholds of shape \(2,\)"),
+        ((1, 1), [0.1] * 3, r"thresholds of shape \(2,\)"),
+        ((1,), [0.1, 0.1], "one array of signs for every layer"),
+        ((2, 1), [0.1, 0.1], r"of lengths \(1, 1\), got shapes \(\(2,\), \(1,\)\)"),
+    ],
+    ids=["few", "scalar", "many", "layers", "places"],
+)
+def test_outcomes_refuse(signs, thresholds, message):
+    for call in (path_outcome, path_score):
+        with pytest.raises(ValueError, match=message):
+            call(plain_tables(), tuple(np.ones(count) for count in signs), thresholds)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

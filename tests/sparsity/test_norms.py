@@ -124,6 +124,13 @@ def test_norms_in_batches_and_of_what_is_not_finite():
     assert norms.patch_norm(jnp.ones((1, 4), np.int32), 4).dtype == DEFAULT
 
 
+def test_derivatives_at_patches_of_zeros_are_zero():
+    signal = jnp.zeros((1, 6), DEFAULT).at[0, 4].set(-2.0)
+    slope = jax.grad(lambda v: jnp.sum(norms.patch_norms(v, 2)))(signal)
+    np.testing.assert_allclose(slope, [[0, 0, 0, 0, -2, 0]])
+    np.testing.assert_array_equal(jax.grad(lambda v: norms.patch_norm(v, 2))(jnp.zeros((1, 6), DEFAULT)), 0)
+
+
 @given(st.integers(1, 6), st.integers(0, 100))
 @settings(max_examples=10, deadline=None)
 def test_a_stripe_holds_at_most_two_patches_of_the_code(length, seed):

@@ -106,6 +106,18 @@ def test_what_is_not_finite_shows_and_derivatives_hold_the_selection():
     np.testing.assert_array_equal(whole, [[3.0, 0.0, 2.0]])
 
 
+def test_a_second_call_without_jit_compiles_nothing(caplog):
+    h = jnp.asarray(responses((2, 7)), DEFAULT)
+    stripes.project_stripes(h, 1, 2)
+    with jax.log_compiles():
+        caplog.clear()
+        kept = stripes.project_stripes(h, 2, 2)
+        assert not caplog.records
+        jax.jit(lambda value: value + 1)(h)
+        assert caplog.records
+    assert norms.stripe_norm(np.asarray(kept), 2) == 2
+
+
 def best_energy(h, most, reach):
     """The largest energy of any selection with at most S in every stripe."""
     places = list(np.ndindex(*h.shape))

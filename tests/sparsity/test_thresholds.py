@@ -51,3 +51,16 @@ def test_one_threshold_per_filter_and_what_is_not_a_number(name):
     assert threshold(jnp.arange(3), 1).dtype == DEFAULT
     slope = jax.grad(lambda value: jnp.sum(threshold(value, 0.25)))(jnp.asarray([0.1, 0.9], DEFAULT))
     np.testing.assert_array_equal(slope, [0.0, 1.0])
+
+
+@pytest.mark.parametrize("name", BY_LOOPS)
+def test_a_threshold_that_is_no_number_keeps_nothing(name):
+    found = getattr(thresholds, name)(jnp.asarray([[0.3, -2.0]], DEFAULT), jnp.asarray([[jnp.nan]], DEFAULT))
+    assert np.all(np.isnan(found))
+
+
+@pytest.mark.parametrize("name", BY_LOOPS)
+@pytest.mark.parametrize("shape", [(2,), (1, 2, 1), (3, 1), (2, 6)])
+def test_thresholds_refuse(name, shape):
+    with pytest.raises(ValueError, match="expected beta to be one number"):
+        getattr(thresholds, name)(jnp.ones((2, 3), DEFAULT), jnp.ones(shape, DEFAULT))
