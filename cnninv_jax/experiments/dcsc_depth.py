@@ -43,7 +43,7 @@ class DepthParameters(Dictionaries):
     """Filter length per axis, in every layer."""
     nonzeros: int = 3
     """Non-zero entries of an atom of layers 2, 3, ..., of equal size and random sign."""
-    support: tuple[int, ...] = (81, 162)
+    support: tuple[int, ...] = (81,)
     """Non-zeros of one layer's X^(l), see --fixed."""
     fixed: Literal["bottom", "deepest"] = "bottom"
     """Which layer has as many non-zeros at every depth: X^(1), and X^(L) has nonzeros^(L-1) times fewer; or X^(L), and
@@ -67,25 +67,30 @@ def deepest_count(p: DepthParameters, support: int, depth: int) -> int:
 
 def _compute(parameters: DepthParameters, options: StudyOptions, folder: Path) -> Findings:
     check(parameters)
-    p, cells, spread = parameters, [], []
+    # From few to many, whatever the order they were named in.
+    p = dataclasses.replace(
+        parameters, support=tuple(sorted(parameters.support)), noise=tuple(sorted(parameters.noise))
+    )
+    cells, spread = [], []
     root = jax.random.key(options.seed)
     bank_key, sample_key, draw_key, spread_key = jax.random.split(root, 4)
     depths = range(1, len(p.num_filters) + 1)
     steps = len(depths) * len(p.support) * (p.paths + len(p.noise)) + len(p.support) * len(p.noise)
     with progress_bar("failures by layer", steps, quiet=options.quiet) as bar:
+        mu = coherences(build(bank_key, p, depths[-1], options.precision))
         for depth in depths:
             model = build(bank_key, p, depth, options.precision)
-            mu = coherences(model)
-            for at, support in enumerate(p.support):
-                key = jax.random.fold_in(jax.random.fold_in(sample_key, depth), at)
-                sampled = sample_paths(key, p, model, mu, deepest_count(p, support, depth), bar)
+            most = deepest_count(p, p.support[-1], depth)
+            for support in p.support:
+                key = jax.random.fold_in(jax.random.fold_in(sample_key, depth), support)
+                sampled = sample_paths(key, p, model, mu[:depth], deepest_count(p, support, depth), bar, room=most)
                 for level in p.noise:
-                    place = folder / f"depth-{depth}-support-{support}-noise-{level:g}"
-                    run_key = jax.random.fold_in(jax.random.fold_in(draw_key, depth), at)
+                    place = folder / f"depth-{depth}-support-{support}-noise-{level!r}"
+                    run_key = jax.random.fold_in(jax.random.fold_in(draw_key, depth), support)
                     cells.append(cell_of(run_key, p, sampled, support, level, place, bar))
                 if depth == depths[-1]:
                     spread += [
-                        _spread(jax.random.fold_in(spread_key, at), p, model, sampled, support, level, folder, bar)
+                        _spread(jax.random.fold_in(spread_key, support), p, model, sampled, support, level, folder, bar)
                         for level in p.noise
                     ]
     content = {"cells": [dataclasses.asdict(cell) for cell in cells], "spread": spread}
@@ -96,7 +101,7 @@ def _spread(
     key: jax.Array, p: DepthParameters, model: dcsc.Layers, sampled: Sampled, support: int, level: float, folder: Path,
     bar: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    place = folder / f"spread-support-{support}-noise-{level:g}"
+    place = folder / f"spread-support-{support}-noise-{level!r}"
     found = {"support": support, "noise": level, **spread_of(key, p, model, sampled, level, place)}
     bar.advance(1, note=f"spread of errors, support {support}, noise {level:g}")
     return found
@@ -138,8 +143,8 @@ def _dataset(cells: list[Cell]) -> xr.Dataset:
         array = np.asarray(values, float)
         return np.pad(array, (0, depth - len(array)), constant_values=np.nan)
 
-    names = ("first", "first_low", "first_high", "given", "given_low", "given_high", "zeta_mean", "zeta_largest",
-             "sparsity", "coherence", "term", "limit")  # fmt: skip
+    names = ("first", "first_low", "first_high", "given", "given_low", "given_high", "intact", "zeta_mean",
+             "zeta_largest", "sparsity", "coherence", "term", "limit")  # fmt: skip
     arrays: dict[str, Any] = {
         name: (("cell", "layer"), np.stack([padded(getattr(cell, name)) for cell in cells])) for name in names
     }

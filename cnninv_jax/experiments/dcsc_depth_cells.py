@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from cnninv_jax.experiments.dcsc_depth import DepthParameters
     from cnninv_jax.experiments.studies import ProgressBar
 
+#: Two-sided 95% of a normal law.
+NORMAL_95 = 1.959963984540054
 #: Draws side by side in a block on a CPU, of tables and of whole passes.
 BLOCK, SPREAD_LANES = 128, 8
 
@@ -45,6 +47,7 @@ class Cell:
         given: P(layer l is lost | the layers before it were not); NaN where none was left, with ``given_low`` and
             ``given_high``.
         lost, lost_low, lost_high: P(the path is lost).
+        intact: draws whose layers up to l are recovered, [L]: those behind ``zeta_mean`` and ``zeta_largest``.
         zeta_mean: mean of |V^(l)|_{2,inf} / |X_min^(l)| over draws whose layers up to l are recovered.
         zeta_largest: its largest value.
         uniform: the same by the uniform recursion, largest over supports, [L + 1], l = 0 .. L.
@@ -72,6 +75,7 @@ class Cell:
     lost: float
     lost_low: float
     lost_high: float
+    intact: np.ndarray
     zeta_mean: np.ndarray
     zeta_largest: np.ndarray
     uniform: np.ndarray
@@ -101,16 +105,20 @@ class Sampled:
 
 
 def sample_paths(
-    key: PRNGKeyArray, p: DepthParameters, model: dcsc.Layers, mu: Float[Array, " L"], count: int, bar: ProgressBar
-) -> Sampled:
+    key: PRNGKeyArray, p: DepthParameters, model: dcsc.Layers, mu: Float[Array, " L"], count: int, bar: ProgressBar,
+    *, room: int | None = None,
+) -> Sampled:  # fmt: skip
     """Draw deepest codes whose atoms do not overlap above the signal, and noises.
+
+    The tables have room for ``room`` non-zeros of X^(L), ``count`` by default. Cells of the same room share one
+    program.
 
     Raises:
         ValueError: there is no room for as many non-zeros.
     """
     codes, noises, prepared = [], [], []
     op, depth = model[0].op, len(model)
-    capacity = [count * p.nonzeros ** (depth - number) for number in range(1, depth + 1)]
+    capacity = [max(count, room or 0) * p.nonzeros ** (depth - number) for number in range(1, depth + 1)]
     for own in jax.random.split(key, p.paths):
         code_key, noise_key = jax.random.split(own)
         sample = generate(code_key, model, num_nonzeros=count, coherence=mu)
@@ -180,7 +188,7 @@ def cell_of(
     named: dict[str, Any] = {**intervals, **_bounds(p, prepared, zeta_largest)}
     return Cell(
         depth=depth, support=support, noise=level, deepest=sampled.deepest, draws=draws, counts=table,
-        zeta_mean=zeta_mean, zeta_largest=zeta_largest, **named,
+        intact=intact, zeta_mean=zeta_mean, zeta_largest=zeta_largest, **named,
     )  # fmt: skip
 
 
@@ -189,19 +197,23 @@ def pooled(counts: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
     Draws of one support resemble one another. So they count for fewer: their number is divided by how much more the
     supports' shares differ than they would by chance, where that is more than 1 (the design effect of a ratio
-    estimate). With one support, or without any failure, nothing of this can be seen, and all draws count.
+    estimate), and by (t / z)^2, Student's quantile for the normal one, as few supports know this factor badly (Korn and
+    Graubard 1998). With one support, or without any failure, nothing of this can be seen, and all draws count.
 
     Args:
         counts: failures by support, [paths, L].
         draws: draws that could fail, [paths, L].
     """
+    from scipy.special import stdtrit
+
     total, number = draws.sum(axis=0), (draws > 0).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(total > 0, counts.sum(axis=0) / np.where(total > 0, total, 1), np.nan)
         between = np.square(counts - share * draws).sum(axis=0) * number / np.maximum(number - 1, 1)
         chance = share * (1 - share) * total
         effect = np.where((chance > 0) & (number > 1), np.maximum(between / np.where(chance > 0, chance, 1), 1), 1)
-    effective = total / effect
+    student = stdtrit(np.maximum(number - 1, 1), 0.975) / NORMAL_95
+    effective = total / np.where(effect > 1, effect * student**2, effect)
     low, high = mc.wilson(np.nan_to_num(share) * effective, effective)
     return share, np.where(total > 0, low, np.nan), np.where(total > 0, high, np.nan)
 

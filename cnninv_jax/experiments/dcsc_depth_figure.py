@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cnninv_jax.experiments.dcsc_dictionaries import describe
 from cnninv_jax.experiments.render import COLOURS
 
 if TYPE_CHECKING:
@@ -26,28 +27,30 @@ def depth_figure(report: Mapping[str, Any], dataset: xr.Dataset) -> Figure:
         dataset: result.nc; not needed.
     """
     del dataset
-    p, found = report["parameters"], report["findings"]
+    found = report["findings"]
+    p = {**report["parameters"], **{key: sorted(report["parameters"][key]) for key in ("support", "noise")}}
     figure = Figure(figsize=(16.5, 9.4), layout="constrained")
     figure.suptitle(f"{report['title']}\n", fontsize=13, fontweight="bold")
     where = "X^{(1)}" if p["fixed"] == "bottom" else "X^{(L)}"
     figure.text(
         0.5, 0.955,
         f"filters {', '.join(map(str, p['num_filters']))} of length {p['ell']}; D = {p['D']}, M = {p['M']}, "
-        f"{p['kind']} filters next to the signal, {p['nonzeros']} non-zeros in deep atoms; support: non-zeros of "
+        f"{describe(p)} next to the signal, {p['nonzeros']} non-zeros in deep atoms; support: non-zeros of "
         f"${where}$; noise: $\\|V^{{(0)}}\\|_{{2,\\infty}} / |X^{{(1)}}_{{min}}|$; "
         f"{p['paths']} supports x {p['num_draws']} draws of "
         f"signs; seed {report['seed']}",
         ha="center", va="center", fontsize=9, color="0.3",
     )  # fmt: skip
-    grid = figure.subplots(2, 3)
-    shown = [p["support"][0], p["support"][-1]]
-    for axes, support in zip(grid[:, 0], shown, strict=True):
-        _first(axes, p, [cell for cell in found["cells"] if cell["support"] == support], support)
+    # The fewest and the most non-zeros; of one --support a panel over both rows.
+    shown = {"fewest": p["support"][0], "fewest" if len(p["support"]) == 1 else "most": p["support"][-1]}
+    grid = figure.subplot_mosaic([["fewest", "given", "misses"], [list(shown)[-1], "noise", "alarms"]])
+    for name, support in shown.items():
+        _first(grid[name], p, [cell for cell in found["cells"] if cell["support"] == support], support)
     deepest = [cell for cell in found["cells"] if cell["depth"] == len(p["num_filters"])]
-    _given(grid[0, 1], p, deepest)
-    _noise(grid[1, 1], p, deepest)
-    _spread(grid[0, 2], p, found["spread"], "misses", "missed")
-    _spread(grid[1, 2], p, found["spread"], "alarms", "false alarms")
+    _given(grid["given"], p, deepest)
+    _noise(grid["noise"], p, deepest)
+    _spread(grid["misses"], p, found["spread"], "misses", "missed")
+    _spread(grid["alarms"], p, found["spread"], "alarms", "false alarms")
     return figure
 
 
@@ -95,7 +98,11 @@ def _given(axes: Axes, p: Mapping[str, Any], cells: Sequence[Mapping[str, Any]])
         none = value == 0
         axes.plot(place[none], high[none], marker=7, linestyle="", color=style["color"], markersize=5)
     axes.set_yscale("log")
-    axes.set_ylim(1e-3, 30)
+    drawn = np.concatenate([
+        np.where(_numbers(cell["given"]) > 0, _numbers(cell["given"]), _numbers(cell["given_high"])) for cell in cells
+    ])  # fmt: skip
+    floor = min(1e-3, 0.5 * float(np.nanmin(np.append(drawn, 1.0))))
+    axes.set_ylim(floor, floor**-0.5)  # a third of the height for the legend
     axes.set_xticks(range(1, depth + 1))
     axes.axhline(1.0, color="0.6", linewidth=0.8)
     axes.set_xlabel("layer $l$; triangle: never lost, end of the interval")

@@ -33,7 +33,8 @@ def _failures(p: DepthParameters, cells: Sequence[Cell]) -> Table:
     notes = (
         f"support: non-zeros of {where}. noise: |V^(0)|_{{2,inf}} / |X_min^(1)|. {p.paths} supports a cell, "
         f"{p.num_draws} draws of signs each.",
-        "In brackets 95% intervals, Wilson's, with draws counted for fewer where supports differ. -: no draw was left.",
+        "In brackets 95% intervals, Wilson's, with draws counted for fewer where supports differ (Student's t for few "
+        "supports). Where no support failed all draws count, which holds for these supports. -: no draw was left.",
     )
     columns = ("cell", *(f"layer {number}" for number in range(1, depth + 1)), "path")
     return Table(
@@ -49,18 +50,19 @@ def _noise(p: DepthParameters, cells: Sequence[Cell]) -> Table:
         for at in range(cell.depth):
             rows.append((
                 f"support {cell.support}, noise {cell.noise:g}, layer {at + 1}",
-                f"{int(cell.sparsity[at])}", f"{cell.coherence[at]:.3g}", _number(cell.zeta_mean[at]),
+                f"{int(cell.sparsity[at])}", f"{cell.coherence[at]:.3g}", f"{int(cell.intact[at])}",
+                _number(cell.zeta_mean[at]),
                 _number(cell.zeta_largest[at]), _number(cell.uniform[at + 1]), _number(cell.probabilistic[at + 1]),
                 _share(cell.given[at], cell.given_low[at], cell.given_high[at]), _number(cell.term[at]),
                 _number(cell.recursion_term[at]), _number(cell.limit[at]),
             ))  # fmt: skip
     columns = (
-        "layer", "S", "mu", "zeta mean", "largest", "uniform", "probabilistic", "P(lost | before)", "term of (3)",
-        "by recursion", "S by (2)",
+        "layer", "S", "mu", "draws", "zeta mean", "largest", "uniform", "probabilistic", "P(lost | before)",
+        "term of (3)", "by recursion", "S by (2)",
     )  # fmt: skip
     notes = (
-        "zeta: |V^(l)|_{2,inf} / |X_min^(l)|, of draws whose supports are recovered up to l; uniform, probabilistic: "
-        f"what the recursions allow it (delta = {p.delta:g} a layer).",
+        "zeta: |V^(l)|_{2,inf} / |X_min^(l)|, of the draws whose supports are recovered up to l (draws); uniform, "
+        f"probabilistic: what the recursions allow it (delta = {p.delta:g} a layer).",
         "term of (3): with the largest noise measured in place of zeta; by recursion: with the uniform one; not cut at "
         "1, from where on it says nothing. S by (2): the uniform bound with the largest noise measured. Largest (S by "
         "(2): smallest) over supports.",

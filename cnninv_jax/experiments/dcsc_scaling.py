@@ -74,7 +74,8 @@ class ScalingParameters:
     pair_channels: int = 512
     """Channels of the pairs."""
     least: float = 4.0
-    """Smallest critical S that is fitted: a smaller one is hardly a sum of many terms, which the exponents speak of."""
+    """Smallest critical S that is fitted: a smaller one is hardly a sum of many terms, which the exponents speak of. A
+    level with such a dictionary is left out whole."""
     dictionaries: int = 2
     """Dictionaries of every level."""
     num_draws: int = 1000
@@ -118,8 +119,8 @@ def _compute(parameters: ScalingParameters, options: StudyOptions, folder: Path)
     with progress_bar("critical S", len(cells) * p.dictionaries, quiet=options.quiet) as bar:
         for name, level in cells:
             for number in range(p.dictionaries):
-                place = folder / f"{name}-{level:g}-{number}"
-                key = _fold(root, list(FAMILIES).index(name), levels_of(p, name).index(level), number)
+                place = folder / f"{name}-{level!r}-{number}"
+                key = _fold(root, list(FAMILIES).index(name), bits_of(level), number)
                 points.append(_point(key, p, name, level, number, options, place))
                 bar.advance(1, note=f"{name}: mu {points[-1].mu:.3f}, S {points[-1].random[0][0]:.3g}")
     fits = {name: fits_of([point for point in points if point.family == name], p) for name in p.families}
@@ -151,8 +152,8 @@ def check(p: ScalingParameters) -> None:
             raise ValueError(f"expected {flag} to be different values, at least one, got {values}")
         if FAMILIES[name].level == "mu" and not all(0 < value < 1 for value in values):
             raise ValueError(f"expected {flag} between 0 and 1, got {values}")
-    if not p.p or not all(0 < level < 1 for level in p.p):
-        raise ValueError(f"expected --p between 0 and 1, at least one, got {p.p}")
+    if not p.p or len(set(p.p)) != len(p.p) or not all(0 < level < 1 for level in p.p):
+        raise ValueError(f"expected --p to be different numbers between 0 and 1, at least one, got {p.p}")
     if not 0 <= p.noise < 0.5:
         raise ValueError(
             f"expected --noise from 0 to below 0.5, got {p.noise}; half of X is the threshold, and noise of its size "
@@ -187,6 +188,11 @@ def bounds_of(p: ScalingParameters, mu: float) -> tuple[float, tuple[float, ...]
     ]
     uniform = uniform_bound(mu * one, one, one, p.noise * one)
     return float(uniform.limit[0]), tuple(max(float(limit.clipped[0]), 0.0) for limit in limits)
+
+
+def bits_of(level: float) -> int:
+    """Return what stands for a level in keys: an integer itself, of other numbers the bits of their float32."""
+    return level if isinstance(level, int) else int(np.float32(level).view(np.uint32))
 
 
 def _fold(key: PRNGKeyArray, *numbers: int) -> PRNGKeyArray:
@@ -244,14 +250,21 @@ def _counts(
 
 
 def fits_of(points: Sequence[Point], p: ScalingParameters) -> dict[str, Any]:
-    """Return the fitted exponents of one family: by kind of S, over mu and over the root mean square."""
+    """Return the fitted exponents of one family: by kind of S, over mu and over the root mean square.
+
+    A level is fitted where all of its dictionaries have S >= ``least``, and none of them otherwise: to leave out single
+    ones by what came out would keep the large S of a level only.
+    """
     groups = [point.level for point in points]
     found: dict[str, Any] = {}
     across = {size: [getattr(point, size) for point in points] for size in SIZES if size != "own"}
     if points and points[0].family == "equal":
         across["own"] = [own_share(point.mu) for point in points]
     for label, sizes, errors in series(points, p):
-        sizes = [size if size >= p.least else math.nan for size in sizes]
+        left_out = {
+            level for level, size in zip(groups, sizes, strict=True) if not (math.isfinite(size) and size >= p.least)
+        }
+        sizes = [math.nan if level in left_out else size for level, size in zip(groups, sizes, strict=True)]
         found[label] = {size: dataclasses.asdict(fit_power(x, sizes, errors, groups)) for size, x in across.items()}
     return found
 
@@ -269,10 +282,10 @@ def own_share(mu: float) -> float:
 def series(points: Sequence[Point], p: ScalingParameters) -> Iterator[tuple[str, list[float], list[float]]]:
     """Yield what is fitted: a label, critical S of every dictionary, and standard errors of its logarithm."""
     for at, chance in enumerate(p.p):
-        yield f"random {chance:g}", [point.random[at][0] for point in points], [point.error[at] for point in points]
+        yield f"random {chance!r}", [point.random[at][0] for point in points], [point.error[at] for point in points]
     for at, chance in enumerate(p.p):
         yield (
-            f"worst {chance:g}", [point.worst[at][0] for point in points], [point.worst_error[at] for point in points]
+            f"worst {chance!r}", [point.worst[at][0] for point in points], [point.worst_error[at] for point in points]
         )  # fmt: skip
     yield "any support", [point.any_support for point in points], [0.0] * len(points)
 

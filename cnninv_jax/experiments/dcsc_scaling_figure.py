@@ -70,14 +70,15 @@ def _points(axes: Axes, p: Mapping[str, Any], found: Mapping[str, Any], dataset:
         for kind, marker, face in (("random", "o", _colour(name)), ("worst", "s", "white")):
             values, low, high = (own[kind + end].to_numpy() for end in ("", "_low", "_high"))
             there = np.isfinite(values)
-            errors = np.stack([values - np.where(np.isfinite(low), low, values),
-                               np.where(np.isfinite(high), high, values) - values])[:, there]  # fmt: skip
+            shown, low, high = values[there], low[there], high[there]
+            errors = np.stack([shown - np.where(np.isfinite(low), low, shown),
+                               np.where(np.isfinite(high), high, shown) - shown])  # fmt: skip
             label = FAMILIES[name].title if kind == "random" and size == "mu" else None
-            axes.errorbar(x[there], values[there], np.maximum(errors, 0), fmt=marker, color=_colour(name),
+            axes.errorbar(x[there], shown, np.maximum(errors, 0), fmt=marker, color=_colour(name),
                           markerfacecolor=face, markersize=4.5, capsize=0, linewidth=1.0, label=label)  # fmt: skip
-            fit = found["fits"][name][f"{kind} {p['p'][0]:g}"][size]
-            if fit["exponent"] is not None and np.any(there):
-                ends = np.array([x[there].min(), x[there].max()])
+            fit = found["fits"][name][f"{kind} {p['p'][0]!r}"][size]
+            if fit["exponent"] is not None:
+                ends = np.array([fit["start"], fit["end"]])
                 line = fit["prefactor"] * ends ** fit["exponent"]
                 axes.plot(ends, line, "-" if kind == "random" else "--", color=_colour(name), linewidth=1.1)
     axes.set_xscale("log")
@@ -125,7 +126,7 @@ def _exponents(axes: Axes, p: Mapping[str, Any], found: Mapping[str, Any]) -> No
     for name in p["families"]:
         for kind in ("random", "worst"):
             for chance in p["p"]:
-                fits = found["fits"][name][f"{kind} {chance:g}"]
+                fits = found["fits"][name][f"{kind} {chance!r}"]
                 for size, offset in (("mu", 0.18), ("rms", -0.18)):
                     fit = fits[size]
                     if fit["low"] is None:

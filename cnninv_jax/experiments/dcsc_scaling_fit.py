@@ -35,6 +35,7 @@ class PowerFit:
         scatter: standard deviation of log S around the line beyond the errors of simulation.
         points: points fitted; ``groups``: levels they come from.
         smallest: smallest S among them; ``largest``: the largest.
+        start: smallest x among them; ``end``: the largest.
     """
 
     exponent: float
@@ -46,6 +47,8 @@ class PowerFit:
     groups: int
     smallest: float
     largest: float
+    start: float
+    end: float
 
     def holds(self, exponent: float) -> bool:
         """Return whether an exponent lies inside of the interval."""
@@ -109,11 +112,11 @@ def fit_power(x: ArrayLike, sizes: ArrayLike, errors: ArrayLike, groups: ArrayLi
     from scipy.special import stdtrit
 
     x, sizes, errors, groups = (np.asarray(part) for part in (x, sizes, errors, groups))
-    there = np.isfinite(sizes) & (sizes > 0) & (x > 0)
+    there = np.isfinite(sizes) & (sizes > 0) & np.isfinite(x) & (x > 0)
     names = np.unique(groups[there])
     if len(names) < FEWEST_GROUPS:
         none = math.nan
-        return PowerFit(none, none, none, none, none, int(there.sum()), len(names), none, none)
+        return PowerFit(none, none, none, none, none, int(there.sum()), len(names), *[none] * 4)
     across, up = np.log(x[there]), np.log(sizes[there])
     squares, member = np.square(np.nan_to_num(errors[there])), groups[there]
     extra = _scatter(across, up, squares)
@@ -130,7 +133,7 @@ def fit_power(x: ArrayLike, sizes: ArrayLike, errors: ArrayLike, groups: ArrayLi
         half = float(stdtrit(count - 2, 0.975)) * error
     return PowerFit(
         b, b - half, b + half, math.exp(a), math.sqrt(extra), int(there.sum()), len(names), float(sizes[there].min()),
-        float(sizes[there].max()),
+        float(sizes[there].max()), float(x[there].min()), float(x[there].max()),
     )  # fmt: skip
 
 

@@ -25,21 +25,23 @@ def _exponents(p: ScalingParameters, fits: Mapping[str, Any]) -> Table:
     for name, found in fits.items():
         for label, by_size in found.items():
             mu, rms, theory = by_size["mu"], by_size["rms"], -2 if label.startswith("random") else -1
-            inside = "-" if math.isnan(mu["low"]) else "yes" if mu["low"] <= theory <= mu["high"] else "no"
             extent = "-" if math.isnan(mu["smallest"]) else f"{mu['smallest']:.3g} to {mu['largest']:.3g}"
-            rows.append(
-                (FAMILIES[name].title, _kind(label), extent, _exponent(mu), f"{theory}", inside, _exponent(rms))
-            )
+            rows.append((
+                FAMILIES[name].title, _kind(label), extent, _exponent(mu), f"{theory}", inside(mu, theory),
+                _exponent(rms),
+            ))  # fmt: skip
     own = [
         f"{_kind(label)} {_exponent(by_size['own'])}" for label, by_size in fits.get("equal", {}).items()
         if label.startswith("random") and "own" in by_size and not math.isnan(by_size["own"]["low"])
     ]  # fmt: skip
+    pairs = _slower(fits.get("pairs", {}))
     notes = (
-        f"S = c mu^b by weighted least squares over logarithms, S >= {p.least:g} only; 95% intervals from leaving out "
-        "one level at a time.",
+        "S = c mu^b by weighted least squares over logarithms, of the levels whose dictionaries all have "
+        f"S >= {p.least:g}; 95% intervals from leaving out one level at a time.",
         "random signs P: half (or another share P) of the draws of places and signs lose the support. worst signs P: "
         "of a share P of the places some signs lose it. any places: the S that no places and no signs lose.",
-        "theory: -2 from bound (3), -1 from the uniform bound (2); inside: whether the interval over mu holds it.",
+        "theory: -2 from bound (3), -1 from the uniform bound (2); inside: whether the interval over mu holds it; "
+        "undecided: it holds both -2 and -1.",
         "rms: root mean square of the correlations of an atom with all others of its stripe, its largest over atoms.",
         *(
             [
@@ -50,16 +52,29 @@ def _exponents(p: ScalingParameters, fits: Mapping[str, Any]) -> Table:
             if own
             else []
         ),
-        *(
-            ["Coherent pairs: mu is the largest correlation and no typical one; it hardly decides critical S."]
-            if "pairs" in fits
-            else []
-        ),
+        *([f"Coherent pairs: mu is the largest correlation, and no typical one. {pairs}"] if pairs else []),
     )
     return Table(
         "fitted exponents of critical S",
         ("family", "critical S", "from S to S", "over mu", "theory", "inside", "over rms"), tuple(rows), notes,
     )  # fmt: skip
+
+
+def inside(fit: Mapping[str, float], theory: float) -> str:
+    """Return whether the interval of an exponent holds what theory says, and not the other theory's too."""
+    if math.isnan(fit["low"]):
+        return "-"
+    held = [fit["low"] <= power <= fit["high"] for power in (-2, -1)]
+    return "undecided" if all(held) else "yes" if fit["low"] <= theory <= fit["high"] else "no"
+
+
+def _slower(found: Mapping[str, Any]) -> str:
+    """Return in words which S of random signs fall more slowly than mu^-2; nothing where none is seen to."""
+    labels = [
+        f"{_kind(label)}: {_exponent(by_size['mu'])}" for label, by_size in found.items()
+        if label.startswith("random") and by_size["mu"]["low"] > -2
+    ]  # fmt: skip
+    return f"S falls more slowly than mu^-2 ({'; '.join(labels)})." if labels else ""
 
 
 def _levels(p: ScalingParameters, points: Sequence[Point]) -> Table:

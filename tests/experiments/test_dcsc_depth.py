@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
 from cnninv_jax import dcsc
 from cnninv_jax import montecarlo as mc
@@ -34,9 +35,11 @@ def test_pooled_intervals_know_that_supports_differ():
     np.testing.assert_allclose([low[0], high[0]], np.ravel(wilson))
     share, wide_low, wide_high = pooled(apart, draws)
     assert share == pytest.approx(0.1)
-    # Between supports (30^2 + 3 10^2) 4/3 over 36: as if there were 400 / 44.4 = 9 draws.
-    effect = (900 + 300) * 4 / 3 / 36
-    np.testing.assert_allclose([wide_low[0], wide_high[0]], np.ravel(mc.wilson(0.1 * 400 / effect, 400 / effect)))
+    # Between supports (30^2 + 3 10^2) 4/3 over 36: as if there were 400 / 44.4 = 9 draws, and 3.4 by Student's t.
+    effect = (900 + 300) * 4 / 3 / 36 * (3.182446 / 1.959964) ** 2
+    np.testing.assert_allclose(
+        [wide_low[0], wide_high[0]], np.ravel(mc.wilson(0.1 * 400 / effect, 400 / effect)), rtol=1e-6
+    )
     assert math.isnan(pooled(np.zeros((2, 1)), np.zeros((2, 1)))[0][0])
 
 
@@ -52,6 +55,37 @@ def test_the_pooled_interval_covers_the_truth():
         naive += bool(plain[0] <= 0.3 <= plain[1])
     assert hits / 400 > 0.95 - 5 * math.sqrt(0.95 * 0.05 / 400)
     assert naive / 400 < 0.7
+
+
+def test_the_pooled_interval_of_six_supports_covers_the_truth():
+    """Beta(1, 3) supports: a normal quantile of 6 supports covers 0.89."""
+    generator = np.random.default_rng(1)
+    counts = generator.binomial(100, generator.beta(1, 3, (6, 1000))).astype(float)
+    _, low, high = pooled(counts, np.full(counts.shape, 100.0))
+    hits = np.mean((low <= 0.25) & (high >= 0.25))
+    assert abs(hits - 0.95) < 5 * math.sqrt(0.95 * 0.05 / 1000)
+    assert hits > 0.92
+
+
+def test_the_figure_shows_rates_of_one_support_down_to_the_smallest():
+    layers = {"first": [0.0, 2e-5], "given": [0.0, 2e-5], "given_low": [0.0, 1e-5], "given_high": [3e-5, 4e-5],
+              "zeta_mean": [0.1, 0.1], "zeta_largest": [0.2, 0.2], "uniform": [1.0, 1.0, 1.0],
+              "probabilistic": [1.0, 1.0, 1.0]}  # fmt: skip
+    cells = [
+        {"depth": 2, "support": 3, "noise": level, "lost_low": 1e-5, "lost_high": 4e-5, **layers}
+        for level in (0.0, 3.0)
+    ]  # fmt: skip
+    # Named in the other order.
+    p = dataclasses.asdict(dataclasses.replace(SMALL, support=(3,), noise=(3.0, 0.0)))
+    nothing = np.zeros((2, 2)).tolist()
+    spread = [
+        {"support": 3, "noise": level, "first": [0.0, 0.0], "misses": nothing, "alarms": nothing}
+        for level in (0.0, 3.0)
+    ]  # fmt: skip
+    report = {"title": "", "seed": 0, "parameters": p, "findings": {"cells": cells, "spread": spread}}
+    panels = {axes.get_title(): axes for axes in DCSC_DEPTH.figure(report, xr.Dataset()).axes}
+    assert len(panels) == 5
+    assert panels["failures layer by layer, depth 2"].get_ylim()[0] < 2e-5
 
 
 def _sampled(p, depth):
@@ -112,7 +146,9 @@ def test_supports_by_depth():
 
 
 def test_the_study(tmp_path):
-    outcome = reproduce_study(DCSC_DEPTH, SMALL, StudyOptions(seed=1, out=tmp_path / "d", quiet=True))
+    named = dataclasses.replace(SMALL, support=(6, 3), noise=(3.0, 0.0))
+    outcome = reproduce_study(DCSC_DEPTH, named, StudyOptions(seed=1, out=tmp_path / "d", quiet=True))
+    assert "draws" in outcome.tables[1].columns
     report = json.loads((tmp_path / "d" / "report.json").read_text())
     cells = report["findings"]["cells"]
     assert [(cell["depth"], cell["support"], cell["noise"]) for cell in cells] == [
@@ -120,6 +156,7 @@ def test_the_study(tmp_path):
     ]
     for cell in cells:
         counts = np.asarray(cell["counts"])
+        np.testing.assert_array_equal(cell["intact"], 180 - np.cumsum(counts.sum(axis=0)))
         assert counts.shape == (3, cell["depth"])
         np.testing.assert_allclose(np.sum(cell["first"]), counts.sum() / 180)
         assert cell["lost"] == pytest.approx(np.sum(cell["first"]))
@@ -137,9 +174,11 @@ def test_the_study(tmp_path):
     ("change", "message"),
     [
         ({"support": (4,)}, "--support to be multiples of 3"), ({"noise": (-1.0,)}, "--noise"),
-        ({"delta": 0.0}, "--delta"), ({"paths": 0}, "--paths"), ({"num_filters": ()}, "--num-filters"),
+        ({"delta": 0.0}, "--delta"), ({"support": (3, 3)}, "--support to be different"),
+        ({"noise": (1.0, 1.0)}, "--noise to be different"), ({"paths": 0}, "--paths"),
+        ({"num_filters": ()}, "--num-filters"),
     ],
-    ids=["support", "noise", "delta", "paths", "filters"],
+    ids=["support", "noise", "delta", "support-twice", "noise-twice", "paths", "filters"],
 )  # fmt: skip
 def test_refusals(change, message):
     with pytest.raises(ValueError, match=message):

@@ -15,7 +15,15 @@ from scipy.stats import binom
 
 from cnninv_jax import dcsc, filters
 from cnninv_jax import montecarlo as mc
-from cnninv_jax.experiments.dcsc_scaling import DCSC_SCALING, ScalingParameters, bounds_of, own_share
+from cnninv_jax.experiments.dcsc_scaling import (
+    DCSC_SCALING,
+    Point,
+    ScalingParameters,
+    bits_of,
+    bounds_of,
+    fits_of,
+    own_share,
+)
 from cnninv_jax.experiments.dcsc_scaling_draws import (
     NestedDraw,
     coherence_of,
@@ -24,7 +32,8 @@ from cnninv_jax.experiments.dcsc_scaling_draws import (
     positions_of,
 )
 from cnninv_jax.experiments.dcsc_scaling_families import equal_correlations, pairs
-from cnninv_jax.experiments.dcsc_scaling_fit import critical, fit_power
+from cnninv_jax.experiments.dcsc_scaling_fit import Crossing, critical, fit_power
+from cnninv_jax.experiments.dcsc_scaling_tables import inside, scaling_tables
 from cnninv_jax.experiments.studies import StudyOptions, reproduce_study
 from cnninv_jax.operators import analysis, coherence
 from cnninv_jax.sparsity.norms import patch_norm, stripe_norm
@@ -197,6 +206,49 @@ def test_the_fit_of_exact_powers_and_of_too_few_levels():
     assert math.isnan(fit_power(mu[:2], [1.0, 2.0], [0, 0], mu[:2]).exponent)
 
 
+def _points(family, sizes):
+    """Return dictionaries of critical S by mu, with any signs alike."""
+    return [
+        Point(family, mu, at, mu, mu, (one,), (one,), 1.0, 1.0, (1.0,), (0.01,), (0.01,))
+        for mu, values in sizes.items() for at, size in enumerate(values)
+        for one in [Crossing(size, 0.98 * size, 1.02 * size)]
+    ]  # fmt: skip
+
+
+def test_levels_are_left_out_whole():
+    p = dataclasses.replace(SMALL, p=(0.5,), least=4.0)
+    sizes = {0.05: (160.0, 160.0), 0.1: (40.0, 40.0), 0.2: (10.0, 10.0), 0.3: (4.4, 3.9), 0.4: (9.0, math.inf)}
+    fit = fits_of(_points("pairs", sizes), p)["random 0.5"]["mu"]
+    assert (fit["points"], fit["groups"], fit["exponent"]) == (6, 3, pytest.approx(-2))
+    # Lines are drawn over what was fitted.
+    assert (fit["start"], fit["end"], fit["smallest"], fit["largest"]) == (0.05, 0.2, 10, 160)
+
+
+def test_intervals_that_hold_both_theories_decide_nothing():
+    def answers(low, high):
+        return [inside({"low": low, "high": high}, theory) for theory in (-2, -1)]
+
+    assert answers(-2.2, -0.9) == ["undecided", "undecided"]
+    assert answers(-2.2, -1.8) == ["yes", "no"]
+    assert answers(-1.2, -0.8) == ["no", "yes"]
+    assert answers(-1.8, -1.4) == ["no", "no"]
+    assert answers(math.nan, math.nan) == ["-", "-"]
+
+
+@pytest.mark.parametrize(("power", "said"), [(-0.5, True), (-2.0, False), (-2.5, False)])
+def test_what_is_said_of_pairs_follows_from_the_fit(power, said):
+    p = dataclasses.replace(SMALL, families=("pairs",), p=(0.5,))
+    points = _points("pairs", {mu: (20 * mu**power,) * 2 for mu in (0.05, 0.1, 0.2, 0.4)})
+    table, _ = scaling_tables(p, points, {"pairs": fits_of(points, p)})
+    assert any("more slowly than mu^-2" in note for note in table.notes) == said
+
+
+def test_keys_are_those_of_levels_and_not_of_their_places():
+    assert bits_of(64) == 64
+    assert bits_of(0.5) == 0x3F000000
+    assert bits_of(0.1) != bits_of(0.11)
+
+
 def test_bounds_and_the_own_share():
     p = dataclasses.replace(SMALL, p=(0.5, 0.01), noise=0.02)
     uniform, probable = bounds_of(p, 0.1)
@@ -229,9 +281,9 @@ def test_the_study(tmp_path):
     [
         ({"families": ("gauss",)}, "--families"), ({"p": (1.0,)}, "--p"), ({"noise": 0.5}, "--noise"),
         ({"pair_mu": (0.2, 1.5)}, "--pair-mu"), ({"families": ("equal",), "channels": 4}, "--channels"),
-        ({"least": 0.0}, "--least"),
+        ({"least": 0.0}, "--least"), ({"p": (0.5, 0.1, 0.5)}, "--p to be different"),
     ],
-    ids=["family", "p", "noise", "mu", "channels", "least"],
+    ids=["family", "p", "noise", "mu", "channels", "least", "p-twice"],
 )  # fmt: skip
 def test_refusals(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
