@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from cnninv_jax.experiments.dcsc_dictionaries import describe
 from cnninv_jax.experiments.dcsc_relu_draws import PAIRS, SETTINGS
 from cnninv_jax.experiments.render import COLOURS
 
@@ -64,7 +65,7 @@ def _subtitle(p: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     mu = next(iter(sorted(found["models"].items(), reverse=True)))[1]["coherence"]
     sizes = ", ".join(map(str, p["num_filters"]))
     return (
-        f"D = {p['D']}, M = {p['M']}, {p['kind']} filters below; n = {sizes}, ℓ = {p['ell']}, {p['nonzeros']} "
+        f"D = {p['D']}, M = {p['M']}, {describe(p)} below; n = {sizes}, ℓ = {p['ell']}, {p['nonzeros']} "
         f"non-zeros in a deep atom, μ = {', '.join(f'{value:.2g}' for value in mu)}; {found['draws_per_cell']} draws "
         f"a point, 95% intervals; β = |X_min|/2, times {p['shrink']:g} a layer below where projections subtract β"
     )

@@ -119,6 +119,7 @@ def test_signs_of_every_setting(model, code, drawn):
     assert all(np.all(leaf == leaf[0]) for leaf in jax.tree.leaves(found["mixed"]))
 
 
+@pytest.mark.slow
 def test_blocks_are_pure_functions_and_add_up(blocks):
     key = jax.random.key(0)
     rows = [blocks.row(key, 6, number) for number in (0, 1)]
@@ -165,6 +166,7 @@ def test_study(tmp_path):
     assert paths["positive"]["relu"] >= paths["positive"]["hard"]
     assert deep["positive"]["projections"]["relu"]["misses"] == deep["positive"]["projections"]["hard"]["misses"]
     assert len(outcome.tables) == 4
+    assert [sum("For this dictionary" in note for note in table.notes) for table in outcome.tables] == [0, 1, 1, 0]
     assert {file.name for file in outcome.files} == {"report.json", "dcsc-relu.png", "dcsc-relu.svg"}
     # More draws go on where fewer ended, bit by bit.
     (tmp_path / "b").mkdir()
@@ -183,6 +185,8 @@ def test_study(tmp_path):
         ({"S": ()}, "at least one value of --S"),
         ({"S": (0,)}, "--S to be an integer"),
         ({"depths": (3,)}, "--num-filters for each of 3 layers"),
+        ({"S": (6, 6)}, "--S to be different numbers"),
+        ({"depths": (2, 2)}, "--depths to be different numbers"),
         ({"num_draws": 0}, "--num-draws"),
         ({"smallest": 2.0}, "0 < --smallest <= --largest"),
         ({"shrink": 0.0}, "--shrink above 0"),
