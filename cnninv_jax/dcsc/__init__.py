@@ -17,6 +17,7 @@ from cnninv_jax.dcsc.forward import compare as compare
 from cnninv_jax.dcsc.forward import default_thresholds as default_thresholds
 from cnninv_jax.dcsc.forward import forward as forward
 from cnninv_jax.dcsc.forward import support as support
+from cnninv_jax.dcsc.forward import supports as supports
 from cnninv_jax.dcsc.generate import Measured as Measured
 from cnninv_jax.dcsc.generate import Sample as Sample
 from cnninv_jax.dcsc.generate import coherences as coherences
@@ -89,5 +90,6 @@ __all__ = [
     "sparse_filters",
     "sparsity_limit",
     "support",
+    "supports",
     "uniform_bound",
 ]

@@ -23,7 +23,7 @@ from cnninv_jax import operators
 from cnninv_jax._numerics import per_axis
 from cnninv_jax._typing import Array, Bool, Float, Int, PRNGKeyArray, Scalar, Signal
 from cnninv_jax.dcsc._placing import footprints, place
-from cnninv_jax.dcsc.forward import support
+from cnninv_jax.dcsc.forward import supports
 from cnninv_jax.dcsc.model import Layers, reverse_pass, shapes
 from cnninv_jax.sparsity.norms import patch_sparsity, stripe_norm
 
@@ -37,7 +37,7 @@ _UNBOUNDED = 2**30
 class Measured(NamedTuple):
     """What the bounds of Murray 2018 ask of a signal, for l = 1, ..., L; of a data matrix, over all its columns.
 
-    Non-zero is what `cnninv_jax.dcsc.forward.support` calls so: rounding of a cancellation is none.
+    Non-zero is what `cnninv_jax.dcsc.forward.supports` calls so: rounding of a cancellation is none.
 
     Attributes:
         sparsity: S_l = |X^(l)|_{0,inf}^Q, the most non-zeros in a stripe, [L] integers.
