@@ -105,8 +105,8 @@ class Server:
             processor.append(time.process_time() - used)
             draws += batch
         return {
-            "wall": wall, "processor": processor, "first": first, "draws": draws, "failed": counts.tolist(),
-            "resident_MiB": peak_mib(),
+            "wall": wall, "processor": processor, "first": first, "warmed": sorted(wall)[len(wall) // 2],
+            "draws": draws, "failed": counts.tolist(), "resident_MiB": peak_mib(),
         }  # fmt: skip
 
     def _numpy(self, form: str) -> Callable[[int], np.ndarray]:
