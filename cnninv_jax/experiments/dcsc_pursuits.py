@@ -1,15 +1,18 @@
 """How much of the activation path do other pursuits recover? One pass of thresholds against solvers, on the same draws.
 
 Murray 2018 analyses one pass with hard thresholds; the layers' problems can also be solved, by l1 minimisation or by
-iterative hard thresholding, for tens to hundreds of times the work. Draws of one S share codes, signs and noise across
-all pursuits.
+iterative hard thresholding, step by step where a pass takes one product a layer: the study counts the steps and takes
+the time. Draws of one S share codes, signs and noise across all pursuits.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
+import statistics
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,9 +42,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Draws per block and side by side on a CPU: iterations wait for the slowest draw beside them.
-BLOCK, LANES = 50, 4
+BLOCK, LANES = 25, 4
 #: Counted per layer.
-COUNTS = ("hits", "misses", "false_alarms")
+COUNTS = ("hits", "misses", "false_alarms", "steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +57,13 @@ class PursuitParameters(Dictionaries):
     """Filters n_1, n_2, ... of the layers, the one next to the signal first; a model of depth L takes the first L."""
     depth: int = 2
     """Layers L."""
-    S: tuple[int, ...] = (2, 3, 4, 6, 8, 16, 32, 48)
+    S: tuple[int, ...] = (2, 4, 8, 16, 32, 48)
     """Largest S_1, non-zeros in a stripe of the layer next to the signal; codes are filled until no place is left."""
     noise: float = 0.1
     """Noise V^(0) on the signal: its patch norm |V|_{2,inf} over |X_min^(1)|; 0 for none."""
     num_codes: int = 10
     """Deepest codes for each S; a draw takes one of them, new signs and new noise."""
-    num_draws: int = 150
+    num_draws: int = 100
     """Draws for each S."""
     lam: float = 0.05
     """Weight of the l1 norm of basis pursuit, as a fraction of every layer's lam_max."""
@@ -70,6 +73,9 @@ class PursuitParameters(Dictionaries):
     """Most steps of basis pursuit in a layer."""
     iht_steps: int = 50
     """Most steps of IHT in a layer."""
+    iht_tol: float | None = None
+    """Residual over |x| at which IHT stops, in every layer; 1.05 times the noise's norm over |x| by default, at least
+    1e-5: the truth leaves the noise as its residual, and codes that leave less of it fit the noise."""
     gap_cases: int = 5
     """Responses for each S on which the greedy stripe projection is compared with the exact one; in one dimension."""
 
@@ -89,9 +95,10 @@ def check(p: PursuitParameters) -> None:
         positive(value, "--S", 1 << 31)
     if not (math.isfinite(p.noise) and p.noise >= 0):
         raise ValueError(f"expected --noise of at least 0, got {p.noise}")
-    for name in ("lam", "tol"):
-        if not 0 < getattr(p, name) < 1:
-            raise ValueError(f"expected --{name} between 0 and 1, got {getattr(p, name)}")
+    for name in ("lam", "tol", "iht_tol"):
+        value = getattr(p, name)
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"expected --{name.replace('_', '-')} between 0 and 1, got {value}")
 
 
 def _compute(parameters: PursuitParameters, options: StudyOptions, folder: Path) -> Findings:
@@ -101,11 +108,11 @@ def _compute(parameters: PursuitParameters, options: StudyOptions, folder: Path)
     model = build(model_key, p, p.depth, options.precision)
     mu = coherences(model)
     codes = [_codes(jax.random.fold_in(code_key, S), model, p, S, mu) for S in p.S]
-    solvers = Solvers(p.lam, p.tol, p.max_steps, p.iht_steps)
+    solvers = Solvers(p.lam, p.tol, p.max_steps, p.iht_steps, p.iht_tol)
     level = jnp.asarray(p.noise, model[0].op.dtype)
     block, lanes = (BLOCK, LANES) if jax.default_backend() == "cpu" else (None, None)
-    run = functools.partial(mc.run, chunk_size=block, lanes=lanes, progress=False, name="dcsc-pursuits")
-    cells = []
+    run = functools.partial(mc.run, chunk_size=block, lanes=lanes, name="dcsc-pursuits")
+    cells, seconds = [], []
     with progress_bar("pursuits", len(p.S) * len(METHODS), quiet=options.quiet) as bar:
         for S, given in zip(p.S, codes, strict=True):
             for name in METHODS:
@@ -114,15 +121,17 @@ def _compute(parameters: PursuitParameters, options: StudyOptions, folder: Path)
                 key = jax.random.fold_in(draw_key, S)
                 if len(cells) < len(METHODS):
                     # What a program's first run costs beside compiling is no part of the time per draw.
-                    run(draw, key, 1)
+                    run(draw, key, 1, progress=False)
+                clock = Clock()
                 with results_folder(folder / f"S{S}-{name}") as place:
-                    result = run(draw, key, p.num_draws, out=place)
+                    result = run(draw, key, p.num_draws, out=place, progress=clock)
                 cells.append(result)
+                seconds.append(clock.median())
                 bar.advance(1, note=f"S = {S}, {METHODS[name]}: {float(result[f'{name}_path']['proportion']):.2f}")
     sizes = [_sizes(model, given) for given in codes]
     draws = [PursuitDraw(model, given, level, solvers) for given in codes]
     gaps = [_gaps(gap_key, draw, S, p) for draw, S in zip(draws, p.S, strict=True)] if p.rank == 1 else []
-    dataset = _dataset(p, cells, sizes, gaps)
+    dataset = _dataset(p, cells, seconds, sizes, gaps)
     bound = uniform_bound(float(mu[0]), 1.0, 1.0, p.noise)
     content = {
         "coherence": np.asarray(mu, float),
@@ -133,6 +142,24 @@ def _compute(parameters: PursuitParameters, options: StudyOptions, folder: Path)
         "lam_fraction": p.lam,
     }
     return Findings(content, pursuit_tables(p, content, dataset), dataset)
+
+
+class Clock:
+    """Takes the time between the reports of a run, which come after every block."""
+
+    def __init__(self) -> None:
+        self._reports: list[tuple[float, int]] = []
+
+    def __call__(self, report: mc.Progress) -> None:
+        """Receive a report."""
+        if report.stage == "running":
+            self._reports.append((time.perf_counter(), report.done))
+
+    def median(self) -> float:
+        """Return the seconds per draw, median over blocks; NaN where none was computed in this session."""
+        reports = itertools.pairwise(self._reports)
+        found = [(now - then) / (done - before) for (then, before), (now, done) in reports if done > before]
+        return statistics.median(found) if found else math.nan
 
 
 def _codes(
@@ -176,19 +203,25 @@ def _gaps(key: jax.Array, draw: PursuitDraw, S: int, p: PursuitParameters) -> li
 
 
 def _dataset(
-    p: PursuitParameters, cells: list[mc.Result], sizes: list[tuple[Array, Array]], gaps: list[list[float]]
+    p: PursuitParameters,
+    cells: list[mc.Result],
+    seconds: list[float],
+    sizes: list[tuple[Array, Array]],
+    gaps: list[list[float]],
 ) -> xr.Dataset:
     """Return what was counted by method, S and layer."""
     import xarray as xr
 
     def collected(output: str, statistic: str) -> np.ndarray:
+        # One pass takes no steps and always ends.
         found = [
             np.asarray(result[f"{name}_{output}"][statistic], float)
             if f"{name}_{output}" in result.statistics
-            else np.full((), np.nan)
+            else np.nan
             for result, name in zip(cells, list(METHODS) * len(p.S), strict=True)
         ]
-        return np.stack(found).reshape(len(p.S), len(METHODS), *found[0].shape).swapaxes(0, 1)
+        whole = np.stack(np.broadcast_arrays(*found))
+        return whole.reshape(len(p.S), len(METHODS), *whole.shape[1:]).swapaxes(0, 1)
 
     arrays: dict[str, Any] = {}
     for output in ("path", "complete"):
@@ -199,8 +232,7 @@ def _dataset(
     arrays["unfinished"] = (("pursuit", "S"), collected("unfinished", "proportion"))
     for output in COUNTS:
         arrays[output] = (("pursuit", "S", "layer"), collected(output, "mean"))
-    speed = np.array([result.provenance["draws_per_second"] for result in cells], float)
-    arrays["seconds"] = (("pursuit", "S"), 1 / speed.reshape(len(p.S), len(METHODS)).T)
+    arrays["seconds"] = (("pursuit", "S"), np.array(seconds, float).reshape(len(p.S), len(METHODS)).T)
     counts, reached = (np.stack([np.asarray(pair[at], float) for pair in sizes]) for at in range(2))
     arrays["non_zeros"] = (("S", "layer"), counts.mean(axis=1))
     arrays["reached"] = (("S", "layer"), reached.mean(axis=1))

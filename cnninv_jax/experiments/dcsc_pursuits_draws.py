@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,15 @@ METHODS = {
     "basis_pursuit": "layered basis pursuit",
     "iht": "layered IHT",
 }
+#: IHT stops at this many times the noise's relative norm, or at `IHT_FLOOR` where there is less noise.
+ABOVE_NOISE, IHT_FLOOR = 1.05, 1e-5
 #: What each is told of the signal that it looks for.
 TOLD = {
     "hard": "|X_min| of every layer: beta = |X_min| / 2",
     "soft": "|X_min| of every layer: beta = |X_min| / 2^l, half of what the layers below leave of it",
     "stripes": "S of every layer",
     "basis_pursuit": "|X_min| of every layer: what is found below |X_min| / 2 is set to zero",
-    "iht": "the number of non-zeros of every layer",
+    "iht": "the number of non-zeros of every layer, and at which residual to stop",
 }
 
 
@@ -70,6 +72,12 @@ class Problem(NamedTuple):
         """Non-zeros of X^(l)."""
         return jnp.stack([jnp.sum(support(code), dtype=np.int32) for code in self.truth[1:]])
 
+    @property
+    def iht_tol(self) -> Scalar:
+        """Relative residual that the truth itself reaches, and a little more: less would be a fit to the noise."""
+        share = jnp.linalg.norm((self.x - self.truth[0]).ravel()) / jnp.linalg.norm(self.x.ravel())
+        return jnp.maximum(ABOVE_NOISE * share, IHT_FLOOR).astype(self.x.dtype)
+
 
 @dataclasses.dataclass(frozen=True)
 class Solvers:
@@ -80,12 +88,14 @@ class Solvers:
         tol: relative duality gap.
         max_steps: most steps of a layer's l1 minimisation.
         iht_steps: most steps of a layer's IHT.
+        iht_tol: relative residual at which a layer's IHT stops; a little above the noise's for None.
     """
 
     lam: float
     tol: float
     max_steps: int
     iht_steps: int
+    iht_tol: float | None = None
 
 
 Pursuit: TypeAlias = Callable[[Problem, Solvers], Forward | Layered]
@@ -113,7 +123,8 @@ def _basis_pursuit(problem: Problem, solvers: Solvers) -> Layered:
 
 
 def _iht(problem: Problem, solvers: Solvers) -> Layered:
-    return layered_iht(problem.model, problem.x, problem.counts, num_steps=solvers.iht_steps)
+    tol: Any = problem.iht_tol if solvers.iht_tol is None else solvers.iht_tol
+    return layered_iht(problem.model, problem.x, problem.counts, num_steps=solvers.iht_steps, tol=tol)
 
 
 PURSUITS: dict[str, Pursuit] = {
@@ -166,6 +177,7 @@ class PursuitDraw:
 
         ``path``: the supports are those of the truth in every layer. ``complete``: no entry of any support is missing.
         ``hits``, ``misses``, ``false_alarms``: [L]. ``unfinished``: in some layer the solver reached no solution.
+        ``steps``: of the solver, [L].
         """
         problem = self.problem(key)
         outputs: dict[str, Array] = {}
@@ -173,6 +185,7 @@ class PursuitDraw:
             found = PURSUITS[name](problem, self.solvers)
             if isinstance(found, Layered):
                 outputs[f"{name}_unfinished"] = jnp.any(found.status != ENDS_WELL[name])
+                outputs[f"{name}_steps"] = found.steps.astype(problem.x.dtype)
             codes = (found.forward if isinstance(found, Layered) else found).codes
             compared = compare(problem.model, codes, problem.truth, problem.x)
             assert compared.path_recovered is not None

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cnninv_jax.experiments.dcsc_dictionaries import describe
 from cnninv_jax.experiments.dcsc_pursuits_draws import METHODS
 from cnninv_jax.experiments.render import COLOURS
 
@@ -66,7 +67,7 @@ def _subtitle(p: Mapping[str, Any], found: Mapping[str, Any], seed: int) -> str:
     coherences = ", ".join(f"{mu:.2f}" for mu in found["coherence"])
     return (
         f"L = {p['depth']}, {filters} filters of length {p['ell']} on M = {p['M']} channels, D = {p['D']}, "
-        f"{p['padding']}; {p['kind']} filters, $\\mu$ = {coherences}; $\\zeta_0$ = {p['noise']:g} $|X_{{min}}|$; "
+        f"{p['padding']}; {describe(p)}, $\\mu$ = {coherences}; $\\zeta_0$ = {p['noise']:g} $|X_{{min}}|$; "
         f"{p['num_draws']} draws of signs and noise over {p['num_codes']} codes for each S; seed {seed}"
     )
 
@@ -100,7 +101,7 @@ def _time(axes: Axes, dataset: xr.Dataset) -> None:
     for name in METHODS:
         _plot(axes, dataset["S"].to_numpy(), name, 1e3 * dataset["seconds"].sel(pursuit=name).to_numpy())
     axes.set_yscale("log")
-    axes.set_title("(c) time per draw", fontsize=11)
+    axes.set_title("(c) time per draw, median over blocks", fontsize=11)
     axes.set_ylabel("milliseconds (log scale)")
 
 

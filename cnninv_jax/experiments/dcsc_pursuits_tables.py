@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnninv_jax.experiments.dcsc_pursuits_draws import METHODS, TOLD
+from cnninv_jax.experiments.dcsc_pursuits_draws import ABOVE_NOISE, IHT_FLOOR, METHODS, TOLD
 from cnninv_jax.experiments.studies import Table
+
+#: Pursuits that solve something.
+SOLVING = ("basis_pursuit", "iht")
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,8 +39,7 @@ def pursuit_tables(p: PursuitParameters, content: Mapping[str, Any], dataset: xr
 def _recovery(p: PursuitParameters, content: Mapping[str, Any], dataset: xr.Dataset) -> Table:
     halves = tuple("-" if S is None else str(S) for S in (content["half"][name] for name in METHODS))
     unfinished = [
-        f"{METHODS[name]}: {100 * float(dataset['unfinished'].sel(pursuit=name).max()):.0f}%"
-        for name in ("basis_pursuit", "iht")
+        f"{METHODS[name]}: {100 * float(dataset['unfinished'].sel(pursuit=name).max()):.0f}%" for name in SOLVING
     ]
     notes = (
         f"{p.num_draws} draws for each S, the same for every pursuit: {p.num_codes} codes, new signs and noise in "
@@ -49,11 +51,17 @@ def _recovery(p: PursuitParameters, content: Mapping[str, Any], dataset: xr.Data
         "The stripe projection fills stripes that hold fewer than S non-zeros with whatever is there: it can recover a "
         "path exactly only if no entry fits beside it.",
         "Draws in which a layer's solver did not end well, at the worst S: "
-        f"{'; '.join(unfinished)} (basis pursuit: gap above {p.tol:g}; IHT: residual above 1e-5 |x|, where noise "
-        "keeps it).",
+        f"{'; '.join(unfinished)} (basis pursuit: gap above {p.tol:g} after {p.max_steps} steps; IHT: residual above "
+        f"{_iht_tol(p)} after {p.iht_steps}).",
     )
     rows = (*_shares(p, dataset, "path"), ("largest S, half recovered", *halves))
     return Table("P(whole path recovered): every layer's support exactly", ("S_1", *METHODS.values()), rows, notes)
+
+
+def _iht_tol(p: PursuitParameters) -> str:
+    if p.iht_tol is not None:
+        return f"{p.iht_tol:g} |x|"
+    return f"{ABOVE_NOISE:g} |V^(0)| of the draw, or {IHT_FLOOR:g} |x|" if p.noise else f"{IHT_FLOOR:g} |x|"
 
 
 def _complete(p: PursuitParameters, dataset: xr.Dataset) -> Table:
@@ -99,11 +107,31 @@ def _time(p: PursuitParameters, dataset: xr.Dataset) -> Table:
         return f"{milliseconds:.0f}" if milliseconds >= 10 else f"{milliseconds:.2g}"
 
     rows = tuple((str(S), *(cell(name, S) for name in METHODS)) for S in p.S)
+    steps = [
+        f"{METHODS[name]} {' to '.join(f'{end:.0f}' for end in ends)}"
+        for name, ends in ((name, _ends(dataset["steps"].sel(pursuit=name).sum("layer"))) for name in SOLVING)
+    ]
+    times = [
+        f"{METHODS[name]} {' to '.join(f'{end:.2g}' for end in ends)}"
+        for name, ends in ((name, _ends(_over_hard(dataset, name))) for name in SOLVING)
+        if np.all(np.isfinite(ends))
+    ]
     notes = (
-        "Compilation apart; includes drawing signs and making the signal. - : read from a journal of an earlier "
-        "session. Thresholds and projections are one product with A^T a layer.",
+        "Median over blocks; compilation apart; includes drawing signs and making the signal. - : read from a journal "
+        "of an earlier session.",
+        f"Steps of all layers together, mean over draws, at the cheapest and the dearest S: {'; '.join(steps)}. A step "
+        "is two products with A, normalised IHT's four where the support changes; one pass is one a layer.",
+        *([f"Time over that of the hard threshold, likewise: {'; '.join(times)}."] if times else []),
     )
     return Table("milliseconds per draw, as it ran here", ("S_1", *METHODS.values()), rows, notes)
+
+
+def _ends(values: xr.DataArray) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
+
+
+def _over_hard(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    return dataset["seconds"].sel(pursuit=name) / dataset["seconds"].sel(pursuit="hard")
 
 
 def _gap(p: PursuitParameters, dataset: xr.Dataset) -> Table:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,10 @@ import pytest
 
 from cnninv_jax.dcsc.generate import generate
 from cnninv_jax.experiments.dcsc_dictionaries import build
-from cnninv_jax.experiments.dcsc_pursuits import DCSC_PURSUITS, PursuitParameters, check
+from cnninv_jax.experiments.dcsc_pursuits import DCSC_PURSUITS, Clock, PursuitParameters, check
 from cnninv_jax.experiments.dcsc_pursuits_draws import METHODS, PursuitDraw, Solvers
 from cnninv_jax.experiments.studies import StudyOptions, reproduce_study
+from cnninv_jax.montecarlo import Progress
 
 SMALL = PursuitParameters(
     D=12, M=6, num_filters=(5, 2), ell=3, S=(2, 6), noise=0.1, num_codes=2, num_draws=6, max_steps=200, iht_steps=8,
@@ -41,10 +43,13 @@ def test_a_problem_is_what_it_says():
         stripes = [sum(np.roll(per_shift, by)[0] for by in range(-2 - j, 3 - j)) for j in range(per_shift.size)]
         assert max(stripes) == int(S)
     error = np.asarray(problem.x) - path[0]
+    # The truth itself meets IHT's tolerance, with a little to spare.
+    np.testing.assert_allclose(problem.iht_tol, 1.05 * np.linalg.norm(error) / np.linalg.norm(problem.x), rtol=1e-5)
     patches = [np.linalg.norm(np.roll(error, -j, axis=1)[:, :3]) for j in range(12)]
     np.testing.assert_allclose(max(patches), 0.2 * smallest[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_orthogonal_atoms_leave_nothing_to_lose():
     """mu = 0 without noise: responses are the code, and all but the stripe projection find exactly its support."""
     sizes = dataclasses.replace(SMALL, kind="orthogonal")
@@ -80,11 +85,35 @@ def test_study(tmp_path):
     assert np.all((found["reached"].sel(layer=1) <= found["S"]) & (found["reached_least"] >= 1))
     assert np.all((found["kept"] >= 0.5) & (found["kept"] <= 1 + 1e-6))
     assert np.all(found["seconds"] > 0)
+    steps = found["steps"]
+    assert np.all((steps.sel(pursuit="iht") >= 1) & (steps.sel(pursuit="iht") <= 8))
+    assert np.all(np.isnan(steps.sel(pursuit=["hard", "soft", "stripes"])))
     report = json.loads((tmp_path / "study" / "report.json").read_text())
     half = [S for S, share in zip((2, 6), found["path"].sel(pursuit="iht").to_numpy(), strict=True) if share >= 0.5]
     assert report["findings"]["half"]["iht"] == (max(half) if half else None)
     assert [table.title.split(":")[0] for table in out.tables][-1] == "greedy against exact stripe projection"
     assert (tmp_path / "study" / "dcsc-pursuits.png").stat().st_size > 10_000
+
+
+def test_iht_ends_at_the_noise():
+    """Under noise a residual of 1e-5 cannot be met, but the noise's own level can."""
+    sizes = dataclasses.replace(SMALL, kind="orthogonal")
+    draw = dataclasses.replace(draw_of(sizes, 6, 0.1), methods=("iht",))
+    ended = jax.jit(lambda draw, own: draw(own))(draw, jax.random.key(5))
+    assert ended["iht_path"]
+    assert not ended["iht_unfinished"]
+    assert np.all(ended["iht_steps"] < SOLVERS.iht_steps)
+
+
+def test_clock_takes_the_median_over_blocks(monkeypatch):
+    times = iter([0.0, 2.0, 2.5, 4.5])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(times))
+    clock = Clock()
+    assert np.isnan(clock.median())
+    for done in (0, 2, 4, 5):  # 1, 0.25 and 2 seconds a draw
+        clock(Progress("running", done, 5))
+    clock(Progress("finished", 5, 5))
+    assert clock.median() == 1.0
 
 
 @pytest.mark.parametrize(
@@ -95,6 +124,7 @@ def test_study(tmp_path):
         ({"noise": -1.0}, "--noise"),
         ({"lam": 0.0}, "--lam"),
         ({"tol": 2.0}, "--tol"),
+        ({"iht_tol": 0.0}, "--iht-tol"),
         ({"num_draws": 0}, "--num-draws"),
         ({"depth": 5}, "--num-filters"),
     ],
