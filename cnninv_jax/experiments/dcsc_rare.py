@@ -1,4 +1,4 @@
-"""How seldom is an activation path lost? Probabilities down to 1e-9 against the noise (Murray 2018, eq. (3)).
+"""How seldom is an activation path lost? Its probability against the noise (Murray 2018, eq. (3)).
 
 Fixed supports, random signs D. With few signs all patterns are tried, which is exact. With many, plain Monte Carlo
 sees nothing below 1e-5: signs drawn under tilted laws (one layer) and multilevel splitting do, and are held against
@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,6 @@ from cnninv_jax import dcsc
 from cnninv_jax import montecarlo as mc
 from cnninv_jax._typing import Array
 from cnninv_jax.dcsc.bounds import probabilistic_bound, propagated_noise
-from cnninv_jax.dcsc.generate import Sample, generate
-from cnninv_jax.dcsc.noise import aligned_noise
-from cnninv_jax.experiments.dcsc_dictionaries import Dictionaries, build
 from cnninv_jax.experiments.dcsc_rare_draws import (
     FairDraw,
     FirstLayer,
@@ -37,10 +34,10 @@ from cnninv_jax.experiments.dcsc_rare_draws import (
     refined,
     tilts,
 )
+from cnninv_jax.experiments.dcsc_rare_models import Model, RareParameters, check, held_below, make_model, places_of
 from cnninv_jax.experiments.dcsc_rare_tables import rare_tables, verdict
 from cnninv_jax.experiments.files import results_folder
 from cnninv_jax.experiments.studies import Findings, Study, StudyOptions, progress_bar
-from cnninv_jax.montecarlo.arguments import positive
 from cnninv_jax.montecarlo.intervals import clopper_pearson
 
 if TYPE_CHECKING:
@@ -49,84 +46,27 @@ if TYPE_CHECKING:
 
 #: Signs whose patterns are all tried, at most, and signs up to which single responses are counted out.
 MOST_ENUMERATED, MOST_HALVED = 20, 44
-#: Supports tried for a deep layer that no pattern of its own signs can lose.
-SUPPORTS = 64
 #: Particles of the pilot of splitting.
 PILOT = 512
 
 
-@dataclasses.dataclass(frozen=True)
-class RareParameters:
-    """Sizes of the four models (few and many signs, one and two layers), levels of the noise, effort."""
-
-    signs: tuple[int, ...] = (18, 40)
-    """Non-zeros of X^(1) of the models of one layer, each with a sign of its own; up to 20 all patterns are tried."""
-    deep: tuple[int, ...] = (3, 7)
-    """Non-zeros of X^(2) of the models of two layers."""
-    nonzeros: int = 5
-    """Non-zero entries of an atom of the second layer: X^(1) has so many for each of X^(2)."""
-    num_filters: tuple[int, ...] = (16, 16)
-    """Filters n_1, n_2 of the layers."""
-    ell: int = 6
-    """Filter length."""
-    D: int = 12
-    """Signal length; filters wrap around its border."""
-    margin: tuple[float, ...] = (0.74, 0.92)
-    """|X_min| / 2 over c_1 |X_max| / sqrt(M ell), the interference of c_1 aligned signs, for one layer and for two: it
-    sets the channels M. Near 0.8, the mean of |N(0, 1)|, hardly any pattern of signs loses layer 1 without noise."""
-    zeta: tuple[float, ...] = (0.09, 0.12, 0.16, 0.21, 0.27, 0.35, 0.44)
-    """Patch norms of the noise V^(0), in the direction of single atoms, over |X_min^(1)|."""
-    num_draws: int = 100_000
-    """Draws of fair signs."""
-    tilted_draws: int = 20_000
-    """Draws of tilted signs, one layer."""
-    replicates: int = 16
-    """Independent repetitions of splitting."""
-    particles: int = 256
-    """Particles of a repetition."""
-    moves: int = 4
-    """Moves of every particle above every level, each through the signs of every layer."""
-
-
-class Model(NamedTuple):
-    """A model with its support, ready for draws at every level of the noise.
-
-    Attributes:
-        name: what the report calls it.
-        layers: the layers.
-        sample: path and what the theorem asks of it.
-        thresholds: |X_min^(l)| / 2, [L].
-        zetas: zeta_0 at every level.
-        noise: V^(0) at every level.
-        signs: c_1 + ... + c_L.
-        channels: M.
-    """
-
-    name: str
-    layers: dcsc.Layers
-    sample: Sample
-    thresholds: Array
-    zetas: np.ndarray
-    noise: list[Array]
-    signs: int
-    channels: int
-
-
 def _compute(parameters: RareParameters, options: StudyOptions, folder: Path) -> Findings:
     p = dataclasses.replace(parameters, zeta=tuple(sorted(parameters.zeta)))
-    _check(p)
+    check(p)
     models = [
-        *(_model(p, options, number, 1, count) for number, count in enumerate(p.signs)),
-        *(_model(p, options, number, 2, count) for number, count in enumerate(p.deep)),
+        *(make_model(p, options, 1, count) for count in p.signs),
+        *(make_model(p, options, 2, count) for count in p.deep),
     ]
     found = []
     with progress_bar("paths that are hardly ever lost", 4 * len(models), quiet=options.quiet) as bar:
         for number, model in enumerate(models):
-            key = jax.random.fold_in(jax.random.key(options.seed), 100 + number)
             # Models of one depth share their programs: the smaller one's supports are padded.
             depth = len(model.layers)
+            key = jax.random.fold_in(
+                jax.random.fold_in(jax.random.key(options.seed), 100 + depth), places_of(model)[-1]
+            )
             alike = [other for other in models if len(other.layers) == depth]
-            capacity = [max(counts) for counts in zip(*(_places(other) for other in alike), strict=True)]
+            capacity = [max(counts) for counts in zip(*(places_of(other) for other in alike), strict=True)]
             work = _Work(p, options, model, capacity, key, folder / f"model-{number + 1}")
             steps = (work.exact, work.plain, work.tilted, work.splitting)
             entry = work.describe()
@@ -136,78 +76,6 @@ def _compute(parameters: RareParameters, options: StudyOptions, folder: Path) ->
             found.append(entry | {"verdicts": [verdict(entry, at) for at in range(len(p.zeta))]})
     agree = not any("differs" in one for entry in found for one in entry["verdicts"])
     return Findings({"models": found, "agree": agree}, rare_tables(found))
-
-
-def _check(p: RareParameters) -> None:
-    for name in ("nonzeros", "ell", "D", "num_draws", "tilted_draws", "replicates", "particles", "moves"):
-        positive(getattr(p, name), "--" + name.replace("_", "-"), 1 << 30)
-    for name, least in (("num_draws", 2), ("tilted_draws", 2), ("replicates", 2), ("particles", 16)):
-        if getattr(p, name) < least:
-            raise ValueError(f"expected --{name.replace('_', '-')} to be at least {least}, got {getattr(p, name)}")
-    for name in ("signs", "deep"):
-        for value in getattr(p, name):
-            positive(value, f"--{name}", 1 << 20)
-    if not p.signs and not p.deep:
-        raise ValueError("expected --signs or --deep, got neither; name at least one model")
-    if len(p.num_filters) != 2:
-        raise ValueError(f"expected two --num-filters, n_1 and n_2, got {len(p.num_filters)}")
-    if not p.zeta or not all(math.isfinite(value) and value >= 0 for value in p.zeta):
-        raise ValueError(f"expected --zeta of 0 or more, at least one, got {p.zeta}")
-    if len(p.margin) != 2 or not all(math.isfinite(value) and value > 0 for value in p.margin):
-        raise ValueError(f"expected two positive numbers for --margin, got {p.margin}")
-
-
-def _model(p: RareParameters, options: StudyOptions, number: int, depth: int, count: int) -> Model:
-    """Return a model with a support of this size and the noise of all levels."""
-    c_1 = count if depth == 1 else count * p.nonzeros
-    channels = max(round((2 * p.margin[depth - 1] * c_1) ** 2 / p.ell), 1)
-    sizes = Dictionaries(D=p.D, M=channels, num_filters=p.num_filters, ell=p.ell, nonzeros=p.nonzeros)
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(options.seed), depth), number)
-    filter_key, code_key, noise_key = jax.random.split(key, 3)
-    model = build(filter_key, sizes, depth, options.precision)
-    sample = _sample(code_key, model, count)
-    got = int(np.sum(np.asarray(sample.path[-1]) != 0))
-    if got < count:
-        flag = "signs" if depth == 1 else "deep"
-        raise ValueError(
-            f"expected --{flag} of at most {got}, what fits into the model, got {count}; take a longer --D"
-        )
-    smallest = np.asarray(sample.measured.smallest, np.float64)
-    direction = aligned_noise(noise_key, model[0], 1.0)
-    zetas = np.asarray(p.zeta) * smallest[0]
-    name = "one layer" if depth == 1 else "two layers"
-    return Model(
-        name,
-        model,
-        sample,
-        jnp.asarray(smallest / 2, options.precision),
-        zetas,
-        [direction * jnp.asarray(zeta, direction.dtype) for zeta in zetas],
-        c_1 if depth == 1 else c_1 + count,
-        channels,
-    )
-
-
-def _sample(key: Array, model: dcsc.Layers, count: int) -> Sample:
-    """Return a support; of two layers one that no pattern of D^(2) loses without noise, or else P >= 2^-c_2."""
-    sample, measured = None, None
-    for trial in range(1 if len(model) == 1 else SUPPORTS):
-        coherence = None if measured is None else measured.coherence
-        sample = generate(jax.random.fold_in(key, trial), model, num_nonzeros=count, coherence=coherence)
-        measured = sample.measured
-        if len(model) == 1 or int(np.sum(np.asarray(sample.path[-1]) != 0)) < count:
-            break
-        deep = first_layer(model[1:], sample.path[-1], jnp.zeros(model[1].op.input_shape), measured.smallest[-1] / 2)
-        interference = np.abs(np.asarray(deep.products)).sum(axis=1)
-        interference[np.asarray(deep.places)] = 0
-        if interference.max() < float(measured.smallest[-1]) / 2 * (1 - 1e-3):
-            break
-    assert sample is not None
-    return sample
-
-
-def _places(model: Model) -> list[int]:
-    return [int(np.sum(np.asarray(code) != 0)) for code in model.sample.path[1:]]
 
 
 class _Work:
@@ -245,35 +113,41 @@ class _Work:
             given = (known["coherence"], known["smallest"], known["largest"], known["sparsity"], noise, filters, shifts)
             bounds["bound"].append(float(probabilistic_bound(*given).log) / math.log(10))
             bounds["adversarial"].append(float(probabilistic_bound(*given, noise="adversarial").log) / math.log(10))
-        each = [events(layer) for layer in self.first]
-        with np.errstate(divide="ignore"):
-            hoeffding = [
-                np.sum(
-                    np.where(one.pinned < one.weights.shape[1], 0.5, 1.0)
-                    * np.exp(-np.square(np.maximum(one.limits, 0)) / (2 * np.square(one.weights).sum(1) + 1e-300))
-                )
-                for one in each
-            ]
         return {
             "name": m.name,
             "depth": len(m.layers),
             "signs": m.signs,
-            "places": _places(m),
+            "places": places_of(m),
             "channels": m.channels,
             "responses": [layer.signs.size for layer in m.layers],
             "measured": known,
             "zeta": m.zetas / known["smallest"][0],
             "log10_bound": bounds["bound"],
             "log10_adversarial": bounds["adversarial"],
-            "hoeffding": hoeffding,
-        }
+            "tried": m.tried,
+            "unlosable": m.unlosable,
+        } | ({"hoeffding": self._hoeffding()} if len(m.layers) == 1 else {})
+
+    def _hoeffding(self) -> list[float]:
+        """Return his inequality's bound at every level, summed over the responses of layer 1."""
+        each = [events(layer) for layer in self.first]
+        with np.errstate(divide="ignore"):
+            return [
+                float(
+                    np.sum(
+                        np.where(one.pinned < one.weights.shape[1], 0.5, 1.0)
+                        * np.exp(-np.square(np.maximum(one.limits, 0)) / (2 * np.square(one.weights).sum(1) + 1e-300))
+                    )
+                )
+                for one in each
+            ]
 
     def exact(self) -> dict[str, Any]:
         """Return the exact probability where all patterns can be tried, and those of the first layer's responses."""
         m, found = self.model, {}
         if m.signs <= MOST_ENUMERATED:
             tables = [
-                dcsc.path_tables(m.layers, m.sample.path[-1], noise=noise, capacity=_places(m)) for noise in m.noise
+                dcsc.path_tables(m.layers, m.sample.path[-1], noise=noise, capacity=places_of(m)) for noise in m.noise
             ]
             counted = count_patterns(jax.tree.map(lambda *arrays: jnp.stack(arrays), *tables), m.thresholds)
             found["exact"] = counted / 2.0**m.signs
@@ -281,6 +155,8 @@ class _Work:
         if self.first[0].sizes.shape[0] <= MOST_HALVED:
             each = event_probabilities([events(layer) for layer in self.first])
             found |= {"wrong": each.sum(axis=1), "most": each.max(axis=1)}
+        if len(m.layers) > 1:
+            found["held"] = held_below(m.layers, m.sample.path[-1], self.first, float(m.thresholds[1]))
         return found
 
     def plain(self) -> dict[str, Any]:
@@ -328,7 +204,7 @@ class _Work:
         p, pilots, notes = self.p, [], []
         for at, table in enumerate(self.tables):
             score = Score(table, self.model.thresholds)
-            key = jax.random.fold_in(self.keys["pilot"], at)
+            key = jax.random.fold_in(self.keys["pilot"], _bits(p.zeta[at]))
             try:
                 pilots.append(
                     mc.splitting_levels(score, key, 1.0, score.latent(), num_particles=PILOT, num_moves=p.moves)
@@ -336,7 +212,7 @@ class _Work:
                 notes.append("")
             except ValueError as error:
                 pilots.append(None)
-                notes.append(f"splitting: {error}")
+                notes.append(f"splitting failed: {error}")
         most = max((len(levels.thresholds) for levels in pilots if levels is not None), default=0)
         rows = []
         for at, (table, levels, note) in enumerate(zip(self.tables, pilots, notes, strict=True)):
@@ -349,8 +225,9 @@ class _Work:
             draw = mc.splitting_draw(
                 score, refined(levels, most), score.latent(), num_particles=p.particles, num_moves=p.moves
             )
+            key = jax.random.fold_in(self.keys["splitting"], _bits(p.zeta[at]))
             result = self._run(
-                f"splitting-{at + 1}", draw, p.replicates, jax.random.fold_in(self.keys["splitting"], at),
+                f"splitting-{at + 1}", draw, p.replicates, key,
                 chunk_size=4, lanes=4, statistics={"log_probability": mc.WeightedProportion()},
             )  # fmt: skip
             row = {name: value[0] for name, value in _weighted(
@@ -360,6 +237,11 @@ class _Work:
         columns = {name: [row[name] for row in rows] for name in ("probability", "low", "high", "error", "note")}
         evaluations = p.replicates * p.particles * (1 + max(most - 1, 0) * p.moves * len(self.model.layers))
         return {"splitting": columns | {"levels": most, "evaluations": evaluations}}
+
+
+def _bits(value: float) -> int:
+    """Return a whole number of a level's own, for keys that do not depend on which other levels there are."""
+    return int(np.float32(value).view(np.uint32))
 
 
 def _weighted(numbers: Mapping[str, Any], name: str, weights: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -385,7 +267,7 @@ def _figure(report: Mapping[str, Any], dataset: xr.Dataset | None) -> Figure:
 
 DCSC_RARE = Study(
     name="dcsc-rare",
-    title="How seldom an activation path is lost: probabilities down to 1e-9",
+    title="How seldom an activation path is lost",
     source="Murray 2018, eq. (3)",
     parameters=RareParameters,
     compute=_compute,

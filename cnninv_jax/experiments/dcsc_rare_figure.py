@@ -49,16 +49,19 @@ def _panel(axes: Axes, entry: Mapping[str, Any], floor: float) -> None:
     bound = np.asarray(entry["log10_bound"], float)
     shown = np.minimum(10.0 ** np.minimum(bound, 0), 1)
     axes.plot(zeta, shown, color="0.45", linestyle="dashed", label="bound (3), at most 1")
-    axes.plot(
-        zeta, np.minimum(_floats(entry["hoeffding"]), 1), color="0.45", linestyle="dotted",
-        label="Hoeffding, response by response (layer 1)",
-    )  # fmt: skip
+    single = entry["depth"] == 1
+    if single:
+        axes.plot(
+            zeta, np.minimum(_floats(entry["hoeffding"]), 1), color="0.45", linestyle="dotted",
+            label="Hoeffding, response by response (one layer)",
+        )  # fmt: skip
     if "exact" in entry:
         axes.plot(zeta, _positive(entry["exact"]), color="black", linewidth=1.2, label="exact: all patterns of signs")
     elif "wrong" in entry:
         axes.plot(
-            zeta, _positive(entry["wrong"]), color="black", linewidth=1.2, linestyle="dashdot",
-            label="exact sum over responses of layer 1",
+            zeta, np.minimum(_positive(entry["wrong"]), 1), color="black" if single else "0.6", linewidth=1.2,
+            linestyle="dashdot",
+            label="sum over responses, an upper bound (one layer)" if single else "layer 1 alone: sum over responses",
         )  # fmt: skip
     for key, label, colour, marker, aside in METHODS:
         if key in entry:
