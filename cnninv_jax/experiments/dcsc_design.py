@@ -9,9 +9,11 @@ shown.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
-import itertools
+import json
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,14 +25,15 @@ import numpy as np
 from cnninv_jax import data, dcsc, filters
 from cnninv_jax import montecarlo as mc
 from cnninv_jax._files import write_whole
-from cnninv_jax.dcsc.bounds import probabilistic_bound, uniform_bound
+from cnninv_jax.dcsc.bounds import probabilistic_bound
 from cnninv_jax.dcsc.design import correlations, design
 from cnninv_jax.dcsc.generate import generate
 from cnninv_jax.dcsc.noise import noise
-from cnninv_jax.dcsc.orthogonal import most_orthogonal
+from cnninv_jax.experiments.dcsc_design_tables import BANKS, FILTERS, limits_of, tables_of
 from cnninv_jax.experiments.dcsc_dictionaries import capacity_of, prepare
 from cnninv_jax.experiments.files import results_folder, writing
-from cnninv_jax.experiments.studies import Findings, Study, StudyOptions, Table, progress_bar
+from cnninv_jax.experiments.studies import Findings, Study, StudyOptions, progress_bar
+from cnninv_jax.montecarlo import ResultError
 from cnninv_jax.montecarlo.arguments import positive
 from cnninv_jax.montecarlo.intervals import wilson
 from cnninv_jax.operators import coherence
@@ -42,10 +45,6 @@ if TYPE_CHECKING:
 
     from cnninv_jax._typing import FilterBank
 
-#: The two dictionaries.
-BANKS = ("start", "designed")
-#: Where the designed filters are kept, for `cnninv analyze` and as a later start.
-FILTERS = "filters.npz"
 #: Most draws of a block, the unit of the journals.
 BLOCK = 1000
 #: Bins of the correlations.
@@ -101,11 +100,11 @@ class Cell:
 
     Attributes:
         bank: of `BANKS`.
-        asked: S.
+        asked: S asked for.
         reached: |X^(1)|_{0,inf}^Q of every support.
         lost: draws that lost the support, of every support.
         draws: draws of each.
-        bound: bound (3) at S, as computed.
+        bound: bound (3) at the largest S reached, as computed.
     """
 
     bank: str
@@ -114,6 +113,11 @@ class Cell:
     lost: tuple[int, ...]
     draws: int
     bound: float
+
+    @property
+    def sparsity(self) -> float:
+        """S reached, on average over the supports."""
+        return sum(self.reached) / len(self.reached)
 
     @property
     def rate(self) -> float:
@@ -156,7 +160,8 @@ def _compute(parameters: DesignParameters, options: StudyOptions, folder: Path) 
         "filters": FILTERS,
         "banks": {name: {**facts[name], **limits_of(p, facts[name]["coherence"], cells, name)} for name in BANKS},
         "cells": [
-            {**dataclasses.asdict(cell), "rate": cell.rate, "interval": list(cell.interval)} for cell in cells
+            {**dataclasses.asdict(cell), "S": cell.sparsity, "rate": cell.rate, "interval": list(cell.interval)}
+            for cell in cells
         ],
     }  # fmt: skip
     return Findings(content, tables_of(p, content, cells), _dataset(p, history, facts, cells))
@@ -243,77 +248,14 @@ def facts_of(bank: FilterBank, stride: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def limits_of(p: DesignParameters, mu: float, cells: Sequence[Cell], name: str) -> dict[str, float | int | None]:
-    """Return up to which S the uniform bound holds, and at which S half of the draws lose the support."""
-    own = [cell for cell in cells if cell.bank == name]
-    half = None
-    for below, above in itertools.pairwise(own):
-        if below.rate < 0.5 <= above.rate:
-            share = (0.5 - below.rate) / (above.rate - below.rate)
-            half = below.asked + share * (above.asked - below.asked)
-            break
-    uniform = uniform_bound(mu, 1.0, 1.0, p.noise / 2, threshold="half")
-    safe = 0
-    for cell in own:
-        if cell.interval[1] >= 0.01:
-            break
-        safe = cell.asked
-    return {"uniform": int(uniform.largest_sparsity), "half": half, "safe": safe}
-
-
-def tables_of(p: DesignParameters, content: Mapping[str, Any], cells: Sequence[Cell]) -> tuple[Table, ...]:
-    """Return what people read."""
-    shape, banks, welch = content["shape"], content["banks"], content["welch"]
-    rows = []
-    for name in BANKS:
-        facts = banks[name]
-        ratio = f"{facts['coherence'] / welch:.2f}" if welch else "bound is 0"
-        half = "-" if facts["half"] is None else f"{facts['half']:.1f}"
-        rows.append((name, f"{facts['coherence']:.5f}", ratio, f"{facts['rms']:.5f}", f"{facts['energy']:.3f}",
-                     str(facts["uniform"]), str(facts["safe"]) if facts["safe"] else "-", half))  # fmt: skip
-    size = "x".join(map(str, shape[2:]))
-    least = max(shape[0] / most_orthogonal(shape[1], shape[2:], content["stride"]) - 1, 0.0)
-    first = Table(
-        f"{shape[0]} filters of {shape[1]} channels and {size} taps, stride {p.stride}, from {content['origin']}",
-        ("filters", "mu", "mu / Welch", "rms", "energy", "S uniform", "S simulated", "S at 1/2"),
-        tuple(rows),
-        (
-            f"No filters of this size have a mu below {welch:.5f} (Welch's bound over shifts).",
-            "rms: root mean square of an atom's correlations with all atoms that overlap it; energy: their sum of "
-            f"squares, on average at least {least:.3f}.",
-            "S uniform: up to it the uniform bound (2), for the threshold |X| / 2, promises success. S simulated: up "
-            "to it fewer than 1% of the draws lost the support, at 95% confidence. S at 1/2: half of them did.",
-            f"The designed filters are in {FILTERS}: cnninv analyze reads it, and --start goes on from it.",
-        ),
-    )
-    by = {(cell.bank, cell.asked): cell for cell in cells}
-    texts = []
-    for asked in p.S:
-        row = [str(asked)]
-        for name in BANKS:
-            cell = by[name, asked]
-            low, high = cell.interval
-            bound = "vacuous" if cell.bound >= 1 else f"{cell.bound:.2g}"
-            row += [f"{cell.rate:.4f} [{low:.4f}, {high:.4f}]", bound]
-        texts.append(tuple(row))
-    second = Table(
-        "P(support lost) by one thresholding pass over random signs",
-        ("S", "start", "bound (3)", "designed", "bound (3)"),
-        tuple(texts),
-        (
-            f"{p.supports} supports of {p.num_draws:,} draws each, the same for both; 95% intervals are over signs, "
-            "for these supports. |X| = 1, threshold 1/2, "
-            + (f"Gaussian noise of patch norm {p.noise / 2:g}." if p.noise else "no noise."),
-        ),
-    )
-    return first, second
-
-
 def _designed(
     p: DesignParameters, start: FilterBank, stride: tuple[int, ...], options: StudyOptions, folder: Path
 ) -> tuple[FilterBank, np.ndarray]:
     """Return the designed filters and the history of mu; those that the folder holds already are read."""
     file = folder / FILTERS
+    settings = [p.num_steps, p.restarts, p.keep_zeros, options.seed, start.shape, stride, str(start.dtype)]
+    whole = hashlib.sha256(json.dumps(settings).encode() + np.asarray(start).tobytes())
+    digest = np.frombuffer(whole.digest(), np.uint8)
     if not file.is_file():
         key = jax.random.fold_in(jax.random.key(options.seed), 2)
         found = design(
@@ -321,11 +263,19 @@ def _designed(
             restarts=p.restarts, start=start, keep_zeros=p.keep_zeros,
         )  # fmt: skip
         held = io.BytesIO()
-        np.savez(held, filters=np.asarray(found.filters), history=np.asarray(found.history))
+        np.savez(held, filters=np.asarray(found.filters), history=np.asarray(found.history), design=digest)
         with writing(FILTERS):
             write_whole(file, held.getvalue())
-    with np.load(file, allow_pickle=False) as arrays:
-        return jnp.asarray(arrays["filters"]), np.asarray(arrays["history"], float)
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            if np.array_equal(arrays["design"], digest):
+                return jnp.asarray(arrays["filters"]), np.asarray(arrays["history"], float)
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
+        pass  # nothing that was written here
+    raise ResultError(
+        f"expected {file} to hold filters designed from this start with these settings, got a file of something else; "
+        "choose another --out"
+    )
 
 
 def _cell(
@@ -351,7 +301,7 @@ def _cell(
             )  # fmt: skip
         reached.append(int(sample.measured.sparsity[0]))
         lost.append(int(result["lost"]["successes"]))
-    bound = probabilistic_bound(mu, 1.0, 1.0, float(asked), p.noise / 2, op.num_filters, math.prod(op.shifts))
+    bound = probabilistic_bound(mu, 1.0, 1.0, float(max(reached)), p.noise / 2, op.num_filters, math.prod(op.shifts))
     return Cell(name, asked, tuple(reached), tuple(lost), p.num_draws, float(bound.unclipped))
 
 

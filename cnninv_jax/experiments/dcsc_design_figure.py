@@ -86,8 +86,8 @@ def _recovery(axes: Axes, found: Mapping[str, Any], dataset: xr.Dataset) -> None
     # Beside each other, where both lost nothing.
     for colour, (name, aside) in zip(COLOURS, (("start", -0.08), ("designed", 0.08)), strict=False):
         cells = [cell for cell in found["cells"] if cell["bank"] == name]
-        sizes = np.array([cell["asked"] for cell in cells], float)
-        places = sizes + aside
+        sizes = np.array([max(cell["reached"]) for cell in cells], float)
+        places = np.array([cell["S"] for cell in cells], float) + aside
         rate = np.array([cell["rate"] for cell in cells])
         low, high = np.array([cell["interval"] for cell in cells]).T
         some = rate > 0
@@ -110,10 +110,10 @@ def _recovery(axes: Axes, found: Mapping[str, Any], dataset: xr.Dataset) -> None
                      label=f"{LABELS[name]}: uniform bound (2), S up to {uniform}")  # fmt: skip
     axes.axhline(1, color="0.6", linewidth=0.7)
     axes.set_ylim(LOWEST, 2)
-    axes.set_xlim(0, 1.03 * float(dataset["S"].max()))
+    axes.set_xlim(0, 1.03 * float(dataset["reached"].max()))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(True, which="major", color="0.93", linewidth=0.6)
-    axes.set_xlabel("S: most non-zeros in a stripe")
+    axes.set_xlabel("S: most non-zeros in a stripe, as reached")
     axes.set_ylabel("P(support lost)")
     axes.set_title("one thresholding pass", fontsize=11)
     axes.legend(fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)

@@ -2,7 +2,7 @@
 
 Draws are signs of all atoms; supports, filters and noise stand still. S is what stripes of X^(1) hold at most, at any
 depth: it is the first layer that fails first, and both bounds there fall with S_1. Generic dictionaries show what bound
-(3) leaves open, benign ones where it says something.
+(3) leaves open, benign ones where it says something, equal ones where it says something and draws are lost.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cnninv_jax.experiments.dcsc_dictionaries import Dictionaries, check
 from cnninv_jax.experiments.dcsc_recovery_cells import Cell, Explorer, Family, largest_sparsities
-from cnninv_jax.experiments.dcsc_recovery_tables import content_of, dataset_of, recovery_tables
+from cnninv_jax.experiments.dcsc_recovery_tables import TITLES, content_of, dataset_of, recovery_tables
 from cnninv_jax.experiments.studies import Findings, Study, StudyOptions, progress_bar
 from cnninv_jax.montecarlo.arguments import positive
 from cnninv_jax.montecarlo.intervals import wilson
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 class RecoveryParameters:
     """Dictionaries, sparsities and noise; flags of two numbers are for rank 1 and for rank 2."""
 
-    dictionaries: tuple[Literal["generic", "benign"], ...] = ("generic", "benign")
-    """Of generic (Gaussian filters next to the signal, deep atoms with taps anywhere) and benign (filters mixed to
-    --coherence over all shifts, deep atoms in channels of their own: mu_l = 0)."""
+    dictionaries: tuple[Literal["generic", "benign", "equal"], ...] = ("generic", "benign", "equal")
+    """Of generic (Gaussian filters next to the signal, deep atoms with taps anywhere), benign (filters mixed to
+    --coherence over all shifts, deep atoms in channels of their own: mu_l = 0) and equal (circular signal as long as
+    a filter, any two atoms of product --coherence; only of rank 1 and depth 1)."""
     ranks: tuple[int, ...] = (1, 2)
     """Spatial axes, 1 and 2."""
     depths: tuple[int, ...] = (1, 2, 3)
@@ -47,6 +48,8 @@ class RecoveryParameters:
     """Noise in the direction of single atoms, the worst case of the proofs, or Gaussian noise."""
     num_draws: int = 2000
     """Draws of signs per cell."""
+    equal_draws: int = 100_000
+    """Draws of signs per cell of equal dictionaries, whose lost draws are rare where bound (3) says something."""
     delta: float = 0.01
     """Probability of failure at which the largest S is sought."""
     D: tuple[int, int] = (48, 9)
@@ -60,7 +63,7 @@ class RecoveryParameters:
     nonzeros: int = 3
     """Non-zero entries of a deep atom, +-1/sqrt(nonzeros)."""
     coherence: float = 0.017
-    """mu_1 of the benign dictionaries."""
+    """mu_1 of the benign and the equal dictionaries."""
     stride: int = 1
     """Stride t per axis, in every layer."""
     padding: Literal["valid", "circular"] = "circular"
@@ -74,8 +77,14 @@ def _compute(parameters: RecoveryParameters, options: StudyOptions, folder: Path
     critical = []
     facts = []
     with progress_bar("P(path lost)", len(families) * len(p.noise) * (len(p.S) + 1), quiet=options.quiet) as bar:
-        for family in families:
-            held = Explorer(p, sizes_of(p, family), family, options, folder)
+        explorers = [Explorer(p, sizes_of(p, family), family, options, folder) for family in families]
+        least = min(held.least for held in explorers)
+        if max(p.S) < least:
+            raise ValueError(
+                f"expected an --S of at least {least}, what a single deepest atom of these --dictionaries, --ranks and "
+                f"--depths puts into a stripe of X^(1), got at most {max(p.S)}"
+            )
+        for family, held in zip(families, explorers, strict=True):
             for asked in p.S:
                 for level in p.noise:
                     cell = held.cell(asked, level, on_grid=True)
@@ -100,8 +109,8 @@ def checked(p: RecoveryParameters) -> tuple[Family, ...]:
         values = getattr(p, name)
         if not values or len(set(values)) != len(values):
             raise ValueError(f"expected --{name} to be different values, at least one, got {values}")
-    if not set(p.dictionaries) <= {"generic", "benign"}:
-        raise ValueError(f"expected --dictionaries of generic and benign, got {p.dictionaries}")
+    if not set(p.dictionaries) <= set(TITLES):
+        raise ValueError(f"expected --dictionaries of {', '.join(TITLES)}, got {p.dictionaries}")
     if not set(p.ranks) <= {1, 2}:
         raise ValueError(f"expected --ranks of 1 and 2, got {p.ranks}")
     for name in ("depths", "S"):
@@ -112,39 +121,59 @@ def checked(p: RecoveryParameters) -> tuple[Family, ...]:
             raise ValueError(f"expected --noise of at least 0, got {level}")
     if p.noise_law not in ("aligned", "gaussian"):
         raise ValueError(f"expected --noise-law aligned or gaussian, got {p.noise_law!r}")
-    positive(p.num_draws, "--num-draws", 1 << 32)
     if not 0 < p.delta < 1:
         raise ValueError(f"expected --delta between 0 and 1, got {p.delta}")
-    if wilson(0, p.num_draws)[1] >= p.delta:
-        # Wilson's upper end for no failure in n draws is z^2 / (n + z^2).
-        square = NormalDist().inv_cdf(0.975) ** 2
-        raise ValueError(
-            f"expected --num-draws of at least {math.floor(square * (1 - p.delta) / p.delta) + 1}, with fewer the "
-            f"interval of no failure reaches --delta {p.delta:g}; got {p.num_draws}"
-        )
+    for name in ("num_draws", "equal_draws"):
+        draws, flag = getattr(p, name), "--" + name.replace("_", "-")
+        positive(draws, flag, 1 << 32)
+        if wilson(0, draws)[1] >= p.delta:
+            # Wilson's upper end for no failure in n draws is z^2 / (n + z^2).
+            square = NormalDist().inv_cdf(0.975) ** 2
+            raise ValueError(
+                f"expected {flag} of at least {math.floor(square * (1 - p.delta) / p.delta) + 1}, with fewer the "
+                f"interval of no failure reaches --delta {p.delta:g}; got {draws}"
+            )
     for name in ("D", "ell"):
         if len(getattr(p, name)) != 2:
             raise ValueError(f"expected --{name} for rank 1 and for rank 2, got {getattr(p, name)}")
     families = tuple(
-        Family(dictionary, rank, depth) for dictionary in p.dictionaries for rank in p.ranks for depth in p.depths
+        Family(dictionary, rank, depth)
+        for dictionary in p.dictionaries
+        for rank in p.ranks
+        for depth in p.depths
+        if dictionary != "equal" or rank == depth == 1
     )
+    if not families:
+        raise ValueError("expected 1 among --ranks and among --depths for --dictionaries equal; add it to both")
     for family in families:
+        if family.dictionary == "equal":
+            if p.num_filters and p.num_filters[0] >= p.M:
+                raise ValueError(
+                    f"expected fewer --num-filters next to the signal than --M {p.M} for --dictionaries equal, got "
+                    f"{p.num_filters[0]}"
+                )
+            if p.ell[0] % max(p.stride, 1):
+                raise ValueError(
+                    f"expected the --ell of rank 1 to be a multiple of --stride {p.stride} for --dictionaries equal, "
+                    f"got {p.ell[0]}"
+                )
         check(sizes_of(p, family), family.depth)
     return families
 
 
 def sizes_of(p: RecoveryParameters, family: Family) -> Dictionaries:
     """Return the dictionaries of a family."""
-    generic = family.dictionary == "generic"
+    generic, equal = family.dictionary == "generic", family.dictionary == "equal"
     return Dictionaries(
         rank=family.rank,
-        D=p.D[family.rank - 1],
+        # Equal filters are as long as the signal.
+        D=p.ell[0] if equal else p.D[family.rank - 1],
         M=p.M,
         num_filters=p.num_filters,
         ell=p.ell[family.rank - 1],
         stride=p.stride,
         nonzeros=p.nonzeros,
-        padding=p.padding,
+        padding="circular" if equal else p.padding,
         coherence=None if generic else p.coherence,
         places="random" if generic else "spread",
     )

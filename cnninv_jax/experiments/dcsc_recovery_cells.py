@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnninv_jax import dcsc
 from cnninv_jax import montecarlo as mc
 from cnninv_jax._typing import PRNGKeyArray, Signal
 from cnninv_jax.dcsc.bounds import critical_sparsity
@@ -26,7 +27,8 @@ from cnninv_jax.experiments.dcsc_dictionaries import (
     entering_noise,
     prepare,
 )
-from cnninv_jax.experiments.dcsc_recovery_tables import LEVEL
+from cnninv_jax.experiments.dcsc_recovery_tables import LEVEL, TITLES
+from cnninv_jax.experiments.dcsc_scaling_families import equal_correlations
 from cnninv_jax.experiments.files import results_folder
 from cnninv_jax.experiments.studies import StudyOptions
 from cnninv_jax.montecarlo.intervals import clopper_pearson, wilson
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 #: Most draws of a block, the unit of the journals.
 BLOCK = 1000
+#: The same for equal dictionaries: small, and of many draws.
+EQUAL_BLOCK = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +96,11 @@ class Cell:
         return float(low), float(high)
 
     @property
+    def refutable(self) -> float:
+        """Bounds below this a single lost draw would have refuted, at confidence `LEVEL`."""
+        return float(clopper_pearson(1, self.draws, LEVEL, side="lower")[0])
+
+    @property
     def bound(self) -> float:
         """Bound (3), at most 1."""
         return math.exp(min(self.log_bound, 0.0))
@@ -115,11 +124,19 @@ class Explorer:
     ) -> None:
         """Build the dictionary and the direction of the noise."""
         self.p, self.family, self.options, self.folder = p, family, options, folder
-        root = jax.random.fold_in(jax.random.key(options.seed), int(family.dictionary == "benign"))
+        root = jax.random.fold_in(jax.random.key(options.seed), list(TITLES).index(family.dictionary))
         root = jax.random.fold_in(root, family.rank)
         names = ("filters", "noise", "code", "signs")
         keys = dict(zip(names, jax.random.split(root, len(names)), strict=True))
-        self.model = build(keys["filters"], sizes, family.depth, options.precision)
+        self.num_draws, self.block = p.num_draws, BLOCK
+        if family.dictionary == "equal":
+            self.num_draws, self.block = p.equal_draws, EQUAL_BLOCK
+            bank = equal_correlations(keys["filters"], p.num_filters[0], p.M, sizes.D, p.coherence)
+            self.model = dcsc.layers(
+                [bank.astype(options.precision)], (sizes.D,), strides=[p.stride], padding="circular"
+            )
+        else:
+            self.model = build(keys["filters"], sizes, family.depth, options.precision)
         self.coherence = coherences(self.model)
         self.capacity = capacity_of(self.model, max(p.S))
         self.direction = self._noise(keys["noise"])
@@ -169,15 +186,15 @@ class Explorer:
         }
 
     def _simulate(self, sample: Sample, asked: int, level: float, on_grid: bool) -> Cell:
-        p, depth = self.p, self.family.depth
+        depth = self.family.depth
         added = self.direction * jnp.asarray(self._zeta(sample, level)).astype(self.direction.dtype)
         ready = prepare(self.model, sample.path[-1], added, self.capacity, measured=sample.measured)
-        with results_folder(self.folder / "cells" / f"{self.family.name}-S{asked}-noise{level:g}") as place:
+        with results_folder(self.folder / "cells" / f"{self.family.name}-S{asked}-noise{float(level)!r}") as place:
             result = mc.run(
                 ready.draw(),
                 jax.random.clone(self.sign_key),
-                p.num_draws,
-                chunk_size=min(p.num_draws, BLOCK),
+                self.num_draws,
+                chunk_size=min(self.num_draws, self.block),
                 statistics={"noise": mc.Extremes()},
                 out=place,
                 progress=False,
@@ -189,9 +206,9 @@ class Explorer:
             self.family,
             asked,
             level,
-            p.num_draws,
+            self.num_draws,
             tuple(int(count) for count in np.asarray(result["failed"]["successes"]).reshape(depth)),
-            tuple(int(count) for count in np.asarray(sample.measured.sparsity)),
+            _sparsity(sample),
             tuple(entering_noise(ready, largest).tolist()),
             float(bound_of(ready, largest).log),
             self.promised(asked, level),
@@ -215,7 +232,7 @@ class Explorer:
 
 @dataclasses.dataclass(frozen=True)
 class Critical:
-    """The largest S of layer 1 up to which the path is recovered, each as asked; 0 where there is none.
+    """The largest S of layer 1 up to which the path is recovered, as stripes reached it; 0 where there is none.
 
     Attributes:
         family: its dictionary.
@@ -223,6 +240,7 @@ class Critical:
         simulated: in simulation, Wilson's 95% upper limit of the probability of failure being below delta.
         bound: by bound (3) at delta.
         uniform: by the uniform bound (2).
+        asked: what was asked for where these were reached.
         least: smallest S that a single deepest atom needs.
         sparsity: S_l reached at ``simulated``, [L]; empty where there is none.
     """
@@ -232,6 +250,7 @@ class Critical:
     simulated: int
     bound: int
     uniform: int
+    asked: tuple[int, int, int]
     least: int
     sparsity: tuple[int, ...]
 
@@ -249,17 +268,18 @@ def largest_sparsities(held: Explorer, level: float) -> Critical:
         return cell is not None and cell.log_bound <= math.log(p.delta)
 
     tries = [asked for asked in p.S if asked >= held.least]
-    most = largest(simulated, tries, held.least)
-    sample = held.sample(most) if most else None
-    return Critical(
-        held.family,
-        level,
-        most,
+    asked = (
+        largest(simulated, tries, held.least),
         largest(bounded, tries, held.least),
         largest(lambda asked: held.promised(asked, level), tries, held.least),
-        held.least,
-        () if sample is None else tuple(int(count) for count in np.asarray(sample.measured.sparsity)),
     )
+    reached = [_sparsity(held.sample(most)) if most else () for most in asked]
+    first = [sparsity[0] if sparsity else 0 for sparsity in reached]
+    return Critical(held.family, level, first[0], first[1], first[2], asked, held.least, reached[0])
+
+
+def _sparsity(sample: Sample | None) -> tuple[int, ...]:
+    return () if sample is None else tuple(int(count) for count in np.asarray(sample.measured.sparsity))
 
 
 def largest(good: Callable[[int], bool], tries: Sequence[int], least: int) -> int:

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from cnninv_jax.experiments.dcsc_recovery_tables import TITLES
+from cnninv_jax.experiments.dcsc_recovery_tables import TITLES, draws_of
 from cnninv_jax.experiments.render import COLOURS
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def recovery_figure(report: Mapping[str, Any], dataset: xr.Dataset) -> Figure:
         dataset: its result.nc.
     """
     p, findings = report["parameters"], report["findings"]
-    rows = [(dictionary, rank) for dictionary in p["dictionaries"] for rank in p["ranks"]]
+    rows = list(dict.fromkeys((each["dictionary"], each["rank"]) for each in findings["families"]))
     depths = p["depths"]
     levels = sorted(p["noise"])
     colours = {level: COLOURS[number % len(COLOURS)] for number, level in enumerate(levels)}
@@ -49,20 +49,26 @@ def recovery_figure(report: Mapping[str, Any], dataset: xr.Dataset) -> Figure:
     for line, (dictionary, rank) in zip(grid, rows, strict=True):
         for axes, depth in zip(line, depths, strict=True):
             family = {"dictionary": dictionary, "rank": rank, "depth": depth}
-            facts = next(each for each in findings["families"] if _is(each, family))
+            facts = next((each for each in findings["families"] if _is(each, family)), None)
+            if facts is None:
+                axes.set_axis_off()
+                continue
             critical = [each for each in findings["critical"] if _is(each["family"], family)]
             _panel(axes, dataset.sel(family), facts, critical, colours, span)
             axes.set_title(_heading(facts), fontsize=9)
-            if axes.get_subplotspec().is_last_row():  # type: ignore[union-attr]  # subplots have one
-                axes.set_xlabel("$S_1$: most non-zeros of $X^{(1)}$ in a stripe")
-            if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+            if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]  # subplots have one
                 axes.set_ylabel("P(path lost)")
+    for column in grid.T:
+        # Not every family has every depth: the lowest panel there is tells S.
+        for axes in [axes for axes in column if axes.axison][-1:]:
+            axes.set_xlabel("$S_1$: most non-zeros of $X^{(1)}$ in a stripe")
+            axes.tick_params(labelbottom=True)
     grid[0, 0].yaxis.set_major_locator(FixedLocator([10.0**power for power in range(-6, 1, 2)]))
     grid[0, 0].yaxis.set_minor_locator(NullLocator())
     grid[0, 0].xaxis.set_major_locator(FixedLocator(_thinned(sorted(p["S"]))))
     grid[0, 0].xaxis.set_minor_locator(NullLocator())
     grid[0, 0].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    _legend(figure, colours, p)
+    _legend(figure, colours, p, findings["families"])
     return figure
 
 
@@ -170,20 +176,22 @@ def _thinned(sizes: Sequence[int]) -> list[int]:
     return shown
 
 
-def _legend(figure: Figure, colours: Mapping[float, str], p: Mapping[str, Any]) -> None:
+def _legend(
+    figure: Figure, colours: Mapping[float, str], p: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]
+) -> None:
     handles: list[Any] = [Line2D([], [], color=colour, linewidth=4) for colour in colours.values()]
     names = [
         r"no noise" if not level else rf"noise $\zeta_0$ = {level:g} of the threshold $|X_{{\min}}^{{(1)}}|/2$"
         for level in colours
     ]
     plain = [
-        (Line2D([], [], color="black", marker="o", markersize=4, linewidth=1), f"simulated, {p['num_draws']} draws of "
-         "signs; Wilson's 95% interval"),
+        (Line2D([], [], color="black", marker="o", markersize=4, linewidth=1),
+         f"simulated, {draws_of(p, facts)} draws of signs; Wilson's 95% interval"),
         (Line2D([], [], color="black", marker="v", markerfacecolor="white", markersize=5, linestyle="none"),
          "no draw failed: upper end of the interval"),
         (Line2D([], [], color="black", linewidth=1.5), "bound (3), where it is below 1"),
-        (Line2D([], [], color="black", linestyle=(0, (4, 2)), linewidth=1.2), "largest $S_1$ by the uniform bound (2); "
-         "no line: none"),
+        (Line2D([], [], color="black", linestyle=(0, (4, 2)), linewidth=1.2), "largest $S_1$ by the uniform bound (2), "
+         "as reached; no line: none"),
         (Line2D([], [], color="black", linewidth=3), "above 1: bound (3) is vacuous at this noise"),
         (Patch(facecolor="0.95", edgecolor="0.8", hatch="///"), "bound (3) is vacuous at every noise shown"),
     ]  # fmt: skip

@@ -10,9 +10,9 @@ import pytest
 
 from cnninv_jax import data, dcsc
 from cnninv_jax.dcsc.generate import generate
-from cnninv_jax.experiments.dcsc_design import DCSC_DESIGN, DesignParameters, facts_of, signal_shape
+from cnninv_jax.experiments.dcsc_design import DCSC_DESIGN, Cell, DesignParameters, facts_of, limits_of, signal_shape
 from cnninv_jax.experiments.studies import StudyOptions, reproduce_study
-from cnninv_jax.montecarlo import MonteCarloError
+from cnninv_jax.montecarlo import MonteCarloError, ResultError
 
 SMALL = {"num_steps": 60, "S": (2, 4, 6), "supports": 1, "num_draws": 200}
 
@@ -50,7 +50,8 @@ def test_the_filters_saved_are_those_reported(outcome):
     assert found.tables[0].rows[1][1] == f"{findings['banks']['designed']['coherence']:.5f}"
     # What the uniform bound promises, no draw breaks.
     for cell in findings["cells"]:
-        if cell["asked"] <= findings["banks"][cell["bank"]]["uniform"]:
+        assert cell["S"] == np.mean(cell["reached"]) <= cell["asked"]
+        if max(cell["reached"]) <= findings["banks"][cell["bank"]]["uniform"]:
             assert sum(cell["lost"]) == 0
     assert {file.suffix for file in found.files} == {".json", ".nc", ".png", ".svg"}
 
@@ -80,6 +81,7 @@ def test_the_failures_are_those_of_the_pass(outcome):
     assert abs(lost / 500 - sum(cell["lost"]) / cell["draws"]) < 5 * error
 
 
+@pytest.mark.slow
 def test_a_finished_study_is_read_and_a_broken_one_goes_on(outcome, tmp_path):
     bank, found = outcome
     np.save(tmp_path / "mine.npy", bank)
@@ -93,6 +95,30 @@ def test_a_finished_study_is_read_and_a_broken_one_goes_on(outcome, tmp_path):
     assert again.report["findings"]["cells"] == found.report["findings"]["cells"]
     with pytest.raises(MonteCarloError, match="another study"):
         study(tmp_path, {**parameters, "num_steps": 61})
+
+
+@pytest.mark.parametrize("foreign", [b"no archive", None])
+def test_filters_of_something_else_are_not_taken_for_designed(tmp_path, foreign):
+    file = tmp_path / "out" / "filters.npz"
+    file.parent.mkdir()
+    if foreign is None:
+        np.savez(file, filters=np.ones((32, 16, 8)), history=np.ones(3), design=np.zeros(32, np.uint8))
+    else:
+        file.write_bytes(foreign)
+    held = file.read_bytes()
+    with pytest.raises(ResultError, match="choose another --out"):
+        study(tmp_path, SMALL)
+    assert file.read_bytes() == held
+
+
+def test_limits_are_of_the_s_reached():
+    def cell(asked, reached, lost):
+        return Cell("start", asked, reached, lost, 1000, 0.5)
+
+    cells = [cell(4, (4, 3), (0, 0)), cell(8, (6, 5), (0, 0)), cell(16, (10, 9), (1000, 1000))]
+    found = limits_of(DesignParameters(), 0.09, cells, "start")
+    # The uniform bound holds while S mu < 1/2; half-way between 5.5 and 9.5.
+    assert found == {"uniform": 5, "half": 7.5, "safe": 5}
 
 
 def test_correlations_are_counted_over_both_directions():

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import re
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -11,9 +13,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from cnninv_jax.experiments.dcsc_recovery import DCSC_RECOVERY, RecoveryParameters, checked
-from cnninv_jax.experiments.dcsc_recovery_cells import Cell, Family, largest
+from cnninv_jax.experiments.dcsc_recovery_cells import Cell, Family, largest, largest_sparsities
 from cnninv_jax.experiments.dcsc_recovery_figure import _leaves, recovery_figure
-from cnninv_jax.experiments.dcsc_recovery_tables import verdict
+from cnninv_jax.experiments.dcsc_recovery_tables import _beyond, verdict
 from cnninv_jax.experiments.studies import StudyOptions, reproduce_study
 from cnninv_jax.montecarlo import program
 
@@ -39,6 +41,10 @@ FAMILY = Family("benign", 1, 2)
         ({"dictionaries": ("other",)}, "--dictionaries"),
         ({"num_draws": 0}, "--num-draws"),
         ({"num_draws": 188}, "--num-draws of at least 189"),
+        ({"equal_draws": 188}, "--equal-draws of at least 189"),
+        ({"dictionaries": ("equal",)}, "--ranks and among --depths for --dictionaries equal"),
+        ({"depths": (1,), "M": 6}, "fewer --num-filters .* --dictionaries equal"),
+        ({"depths": (1,), "stride": 2}, "multiple of --stride 2 for --dictionaries equal"),
         ({"delta": 1.0}, "--delta"),
         ({"D": (12,)}, "--D"),
         ({"coherence": 2.0}, "--coherence"),
@@ -77,9 +83,65 @@ def test_a_cell_is_above_the_bound_only_beyond_chance():
     assert cell((2000, 0), 3.0).bound == 1
     found = verdict([cell((0, 0), -5.0, promised=True), cell((1, 0), -900.0, promised=True), cell((9, 9), 0.0)])
     assert found == {
-        "cells": 3, "vacuous": 1, "says_something": 2, "says_something_deep": 2, "above_bound": 1, "promised": 2,
-        "promised_and_lost": 1,
+        "cells": 3, "vacuous": 1, "says_something": 2, "says_something_deep": 2, "says_something_and_lost": 1,
+        "refuted_by_one_loss": 1, "above_bound": 1, "promised": 2, "promised_and_lost": 1,
     }  # fmt: skip
+
+
+def test_what_a_single_lost_draw_refutes():
+    # P(at least one of n) = 0.001 at p = 1 - 0.999^(1/n).
+    limit = 1 - 0.999 ** (1 / 2000)
+    assert math.isclose(cell((0, 0), -1.0).refutable, limit, rel_tol=1e-6)
+    assert cell((1, 0), math.log(1.01 * limit)).holds
+    assert not cell((1, 0), math.log(0.99 * limit)).holds
+
+
+@pytest.mark.slow
+def test_no_s_that_fits_is_refused_before_drawing(tmp_path):
+    parameters = dataclasses.replace(SMALL, dictionaries=("generic",), S=(1,))
+    with pytest.raises(ValueError, match=r"--S of at least 2, .* got at most 1"):
+        reproduce_study(DCSC_RECOVERY, parameters, StudyOptions(out=tmp_path / "study", quiet=True))
+    assert not list(tmp_path.rglob("journal.sqlite"))
+
+
+def test_largest_s_are_those_reached():
+    cells = {asked: dataclasses.replace(cell((0, 0), -9.0), sparsity=(asked - asked % 3, 1)) for asked in range(3, 12)}
+
+    class Held:
+        p, family, least = dataclasses.replace(SMALL, S=(3, 11)), FAMILY, 3
+
+        def cell(self, asked, level):
+            return cells[asked]
+
+        def promised(self, asked, level):
+            return asked <= 7
+
+        def sample(self, asked):
+            return SimpleNamespace(measured=cells[asked])
+
+    found = largest_sparsities(cast(Any, Held()), 0.0)
+    assert (found.simulated, found.bound, found.uniform) == (9, 9, 6)
+    assert found.asked == (11, 11, 7)
+    beyond = _beyond(Held.p, [found])
+    assert beyond.rows[0][1:] == (">= 9 (S_l: 9, 1)", ">= 9", "6", ">= 1.5")
+
+
+def test_equal_dictionaries_lose_draws_where_the_bound_says_something(tmp_path):
+    parameters = dataclasses.replace(
+        SMALL, dictionaries=("equal",), depths=(1,), S=(12,), noise=(0.0, 0.1, 0.1000001), equal_draws=20_000,
+        ell=(6, 2), num_filters=(4,), coherence=0.045, delta=0.9,
+    )  # fmt: skip
+    outcome = reproduce_study(DCSC_RECOVERY, parameters, StudyOptions(out=tmp_path / "study", quiet=True))
+    findings = outcome.report["findings"]
+    # Levels close to each other keep their own draws.
+    assert len(list((tmp_path / "study" / "cells").iterdir())) == 3
+    # All atoms meet in every stripe: a |sum of 12 signs| beyond 1 / (2 mu) = 11.1 lets all others in.
+    assert findings["verdict"]["says_something_and_lost"] == 3
+    assert findings["verdict"]["above_bound"] == 0
+    first = findings["cells"][0]
+    assert first["sparsity"] == [12]
+    exact = 2 * sum(math.comb(12, heads) for heads in range(13) if 2 * heads - 12 > 0.5 / 0.045) / 2**12
+    assert abs(first["probability"] - exact) < 5 * math.sqrt(exact / 20_000)
 
 
 def test_where_the_bound_leaves_one():
@@ -90,6 +152,7 @@ def test_where_the_bound_leaves_one():
     assert _leaves(sizes, np.array([0.0, 1.0, 2.0])) == 0
 
 
+@pytest.mark.slow
 def test_the_study(tmp_path):
     before = program.trace.cache_info().misses
     outcome = reproduce_study(DCSC_RECOVERY, SMALL, StudyOptions(out=tmp_path / "study", quiet=True))
