@@ -105,6 +105,7 @@ def test_noise_is_scaled_in_the_tables():
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-12), scaled.tables, direct.tables)
 
 
+@pytest.mark.slow
 def test_whole_passes_lose_what_the_tables_say():
     """One draw of signs through `forward` and through the tables: the same layer is lost first."""
     p = dataclasses.replace(SMALL, paths=1)
