@@ -157,8 +157,8 @@ def _alone(entry: Mapping[str, Any]) -> str:
         return said + "; layer 2 may add to it."
     which = " at every zeta" if len(levels) == len(entry["zeta"]) else f" at zeta {', '.join(levels)}"
     return (
-        f"{said}; but{which} no signs lose layer 2 while layer 1 is recovered (worst case), so it is one. agree (layer 1): "
-        "splitting agrees with this sum, and there is nothing else to compare with."
+        f"{said}; but{which} no signs lose layer 2 while layer 1 is recovered (worst case), so it is one. "
+        "agree (layer 1): splitting agrees with this sum, and there is nothing else to compare with."
     )
 
 
