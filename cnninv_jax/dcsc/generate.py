@@ -200,8 +200,7 @@ def _sizes(
         sparsity, smallest, largest, per_patch = jax.vmap(lambda one: _sizes(model, one, False))(path)
         return jnp.max(sparsity, 0), jnp.min(smallest, 0), jnp.max(largest, 0), jnp.max(per_patch, 0)
     found = []
-    for number, (layer, code) in enumerate(zip(model, path[1:], strict=True)):
-        active = support(code)
+    for number, (layer, code, active) in enumerate(zip(model, path[1:], supports(path[1:]), strict=True)):
         size = jnp.where(active, jnp.abs(code), 0)
         if number + 1 < len(model):
             op = model[number + 1].op
