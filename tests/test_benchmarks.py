@@ -146,6 +146,7 @@ def test_floors_add_on_a_cpu_and_overlap_on_an_accelerator():
     assert floors.floor(floors.Work(), peaks) is None
 
 
+@pytest.mark.slow
 def test_peaks_are_measured(monkeypatch):
     cheap = {"uniform": lambda key, count: jax.random.uniform(key, (count,), np.float32)}
     monkeypatch.setattr("benchmarks.peaks._generators", lambda: cheap)

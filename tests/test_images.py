@@ -117,6 +117,7 @@ def test_ssim_of_channels_is_their_mean(pictures):
     assert abs(float(SSIM(a, b)) - expected) <= 1e-6
 
 
+@pytest.mark.slow
 def test_ssim_under_vmap_and_grad(pictures):
     grey = images.to_grey(jnp.asarray(pictures))[:3, :24, :24]
     batch = jax.jit(jax.vmap(images.ssim))(grey, grey[::-1])

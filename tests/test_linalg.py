@@ -75,6 +75,7 @@ def test_factor_and_solve_agree_with_numpy(dtype, size, count, seed):
     check(matrix, rng.standard_normal((count, size)), rng.standard_normal((size, count)), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1, 2, 5, 28])
 def test_every_stage_pattern(dtype, size):

@@ -43,12 +43,13 @@ def test_correlations_are_those_of_the_shifted_filters(shape, stride):
         np.testing.assert_allclose(found[(slice(None), *at)], expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "stride", "factor"),
     [
         ((6, 1, (8,)), (1,), 1.75),
-        pytest.param((9, 1, (6, 3)), (2, 3), 1.75, marks=pytest.mark.slow),
-        pytest.param((5, 2, (3, 3)), (1, 1), 2.0, marks=pytest.mark.slow),
+        pytest.param((9, 1, (6, 3)), (2, 3), 1.75),
+        pytest.param((5, 2, (3, 3)), (1, 1), 2.0),
     ],
     ids=str,
 )
@@ -78,6 +79,7 @@ def test_without_overlaps_the_simplex_is_found_and_never_left():
     assert again.coherence <= found.coherence + 1e-6
 
 
+@pytest.mark.slow
 def test_zeros_stay_where_they_are_asked_to():
     start = np.random.default_rng(1).normal(size=(4, 1, 6))
     start[:2, :, 1] = start[1:, :, 3] = 0
@@ -121,6 +123,7 @@ def test_as_many_filters_as_can_be_orthogonal_are():
     assert found.history.shape == (6,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "stride", "mu", "dtype"),
     [
@@ -129,8 +132,8 @@ def test_as_many_filters_as_can_be_orthogonal_are():
         ((6, 1, (8,)), (1,), 0.97, "float32"),
         ((3, 3, (3,)), (1,), 0.01, "float32"),
         ((1, 1, (4,)), (1,), 0.6, "float64"),
-        pytest.param((6, 1, (8,)), (1,), 0.4, "float32", marks=pytest.mark.slow),
-        pytest.param((5, 1, (4, 2)), (2, 1), 0.6, "float64", marks=pytest.mark.slow),
+        pytest.param((6, 1, (8,)), (1,), 0.4, "float32"),
+        pytest.param((5, 1, (4, 2)), (2, 1), 0.6, "float64"),
     ],
     ids=str,
 )

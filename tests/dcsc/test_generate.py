@@ -60,6 +60,7 @@ def most(counts):
     return max((int(count.max()) for count in counts[:-1]), default=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_supports_keep_their_limits_and_no_place_is_left(name):
     model, dense = model_of(name), dense_of(name)
@@ -219,6 +220,7 @@ def test_one_atom_has_no_coherence():
     np.testing.assert_array_equal(coherences(model), [0])
 
 
+@pytest.mark.slow
 def test_five_layers_and_their_precision():
     rng, atoms = np.random.default_rng(1), np.arange(16)
     banks = [rng.standard_normal((16, 1, 3)), *(np.zeros((16, 16, 2)) for _ in range(4))]

@@ -40,7 +40,8 @@ def dense(layer):
     return np.asarray(as_matrix(layer.op), np.float64).T
 
 
-@pytest.mark.parametrize("relative", [pytest.param(True, marks=pytest.mark.slow), False], ids=["fractions", "absolute"])
+@pytest.mark.slow
+@pytest.mark.parametrize("relative", [pytest.param(True), False], ids=["fractions", "absolute"])
 def test_every_layer_is_optimal(relative):
     """2 A^T (x - A u) = lam sign(u) where u is not zero, and within lam elsewhere."""
     model = two_layers()
@@ -96,7 +97,8 @@ def test_iht_is_the_dense_iteration():
     assert list(found.steps) == [5, 5]
 
 
-@pytest.mark.parametrize("padding", [pytest.param("valid", marks=pytest.mark.slow), "circular"])
+@pytest.mark.slow
+@pytest.mark.parametrize("padding", [pytest.param("valid"), "circular"])
 def test_both_recover_the_path_where_one_pass_does_not(padding):
     """Exact data, a few atoms that meet in the signal: thresholding once fails, solving the problem does not."""
     model = two_layers(padding=padding)
@@ -116,6 +118,7 @@ def test_both_recover_the_path_where_one_pass_does_not(padding):
     assert list(shrunk.forward.misses) == list(counts)
 
 
+@pytest.mark.slow
 def test_batches_of_signs_and_float32():
     model = two_layers(np.float32)
     path = path_of(model)

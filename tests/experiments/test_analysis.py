@@ -45,12 +45,13 @@ def unit(bank):
     return bank / norms
 
 
+@pytest.mark.slow
 @needs_x64
 @pytest.mark.parametrize(
     ("bank", "signal", "stride", "padding", "normalize"),
     [(BANK, "7", 2, "same", False), (BANK_2D, "5x4", 1, "valid", False),
-     pytest.param(BANK, "7", 1, None, True, marks=pytest.mark.slow),
-     pytest.param(BANK_2D, "5x4", 1, None, True, marks=pytest.mark.slow)],
+     pytest.param(BANK, "7", 1, None, True),
+     pytest.param(BANK_2D, "5x4", 1, None, True)],
 )  # fmt: skip
 def test_structure_against_dense_matrices(bank, signal, stride, padding, normalize):
     chosen = options(None, signal=signal, stride=stride, padding=padding, normalize=normalize)

@@ -13,6 +13,7 @@ def study(folder, p):
     return reproduce_study(DCN_DEPTH, p, StudyOptions(out=folder, quiet=True))
 
 
+@pytest.mark.slow
 def test_depths_are_compared(tmp_path):
     p = DepthParameters(size=17, limit=2, num_networks=2, show=2, depths=(3, 1, 2), same_channels=4)
     outcome = study(tmp_path / "out", p)

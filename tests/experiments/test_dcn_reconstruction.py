@@ -34,6 +34,7 @@ def found(tmp_path_factory):
     return work([setting(3), setting(4)]).similarities(folder, "test"), folder
 
 
+@pytest.mark.slow
 def test_similarities_are_those_of_the_rule(found):
     # Each number anew, by public functions and scikit-image, one network at a time.
     rng = np.random.default_rng(0)

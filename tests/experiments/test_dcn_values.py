@@ -156,6 +156,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(change, sentence, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_from_the_command_line_with_a_picture_and_resumed(scratch, capsys):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 11, 3), np.uint8)).save("own.png")
     command = ["reproduce", "dcn-values", "own.png", "--architecture", "conv", "--size", "8", "--widths", "4"]

@@ -94,6 +94,7 @@ def _sampled(p, depth):
         return model, sample_paths(jax.random.key(4), p, model, coherences(model), deepest_count(p, 6, depth), bar)
 
 
+@pytest.mark.slow
 def test_noise_is_scaled_in_the_tables():
     model, sampled = _sampled(SMALL, 2)
     clean = sampled.prepared[0]
@@ -146,6 +147,7 @@ def test_supports_by_depth():
     assert [deepest_count(fixed, 2, depth) for depth in range(1, 6)] == [2] * 5
 
 
+@pytest.mark.slow
 def test_the_study(tmp_path):
     named = dataclasses.replace(SMALL, support=(6, 3), noise=(3.0, 0.0))
     outcome = reproduce_study(DCSC_DEPTH, named, StudyOptions(seed=1, out=tmp_path / "d", quiet=True))

@@ -77,6 +77,7 @@ def test_dictionaries_are_what_they_are_called():
     assert math.isclose(float(coherences(given)[0]), 0.05, abs_tol=2e-6)
 
 
+@pytest.mark.slow
 def test_shallow_models_are_the_first_layers_of_deep_ones():
     key = jax.random.key(1)
     deep, shallow = build(key, SMALL, 3, "float32"), build(key, SMALL, 2, "float32")
@@ -90,12 +91,13 @@ def test_shallow_models_are_the_first_layers_of_deep_ones():
     assert not np.array_equal(other[0].op.filters, deep[0].op.filters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("padding", "rank", "stride"),
     [
-        pytest.param("valid", 1, 1, marks=pytest.mark.slow),
+        pytest.param("valid", 1, 1),
         ("circular", 1, 2),
-        pytest.param("circular", 2, 1, marks=pytest.mark.slow),
+        pytest.param("circular", 2, 1),
     ],
 )
 def test_capacity_is_enough_for_the_fullest_code(padding, rank, stride):
@@ -113,6 +115,7 @@ def test_capacity_is_enough_for_the_fullest_code(padding, rank, stride):
     assert capacity_of(model, 10**6)[0] == math.prod(model[0].op.code_shape)
 
 
+@pytest.mark.slow
 def test_what_is_prepared_is_what_the_path_says():
     model = build(jax.random.key(0), SMALL, 2)
     sample = generate(jax.random.key(1), model, sparsity=[5, None])

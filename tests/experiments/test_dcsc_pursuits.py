@@ -29,6 +29,7 @@ def draw_of(sizes, S, noise):
     return PursuitDraw(model, codes, jnp.float32(noise), SOLVERS)
 
 
+@pytest.mark.slow
 def test_a_problem_is_what_it_says():
     draw = draw_of(SMALL, 4, 0.2)
     problem = jax.jit(lambda own: draw.problem(own))(jax.random.key(8))
@@ -68,6 +69,7 @@ def test_orthogonal_atoms_leave_nothing_to_lose():
     assert not lost["hard_path"]
 
 
+@pytest.mark.slow
 def test_study(tmp_path):
     out = reproduce_study(DCSC_PURSUITS, SMALL, StudyOptions(seed=1, out=tmp_path / "study", quiet=True))
     import xarray as xr
@@ -95,6 +97,7 @@ def test_study(tmp_path):
     assert (tmp_path / "study" / "dcsc-pursuits.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_iht_ends_at_the_noise():
     """Under noise a residual of 1e-5 cannot be met, but the noise's own level can."""
     sizes = dataclasses.replace(SMALL, kind="orthogonal")

@@ -58,6 +58,7 @@ def case():
     return model, layers, tables, jnp.array([beta]), np.stack(lost)
 
 
+@pytest.mark.slow
 def test_all_patterns_are_counted(case):
     _, _, tables, betas, lost = case
     counted = count_patterns(jax.tree.map(lambda *arrays: jnp.stack(arrays), *tables), betas)
@@ -136,6 +137,7 @@ def test_two_layers_are_held_against_the_sum_of_layer_1_where_only_it_can_lose_t
     assert verdict(entry | {"wrong": [2e-6]}, 0).startswith("differs: splitting 4e-06 above the responses' sum")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("zeta", "shared"), [(0.05, False), (0.3, False), (3.0, False), (0.3, True)])
 def test_layer_2_is_held_by_layer_1_only_if_no_signs_say_otherwise(zeta, shared):
     """Worst cases against all patterns: where layer 2 is said to be held, none loses it while layer 1 is recovered."""

@@ -135,6 +135,7 @@ def test_blocks_are_pure_functions_and_add_up(blocks):
             assert np.all(np.diff(held["reached"]) <= 0)
 
 
+@pytest.mark.slow
 def test_least_sparsity(blocks):
     least = blocks.least()
     assert len(blocks.row(jax.random.key(0), least, 0)) == len(blocks.row(jax.random.key(0), least + 1, 0))

@@ -258,6 +258,7 @@ def test_bounds_and_the_own_share():
     assert 1 / own_share(0.1) == pytest.approx(8)
 
 
+@pytest.mark.slow
 def test_the_study(tmp_path):
     outcome = reproduce_study(DCSC_SCALING, SMALL, StudyOptions(seed=1, out=tmp_path / "s", quiet=True))
     report = json.loads((tmp_path / "s" / "report.json").read_text())

@@ -76,6 +76,7 @@ def grey(pictures):
     return images.to_grey(jnp.asarray(pictures, float))[:, None]
 
 
+@pytest.mark.slow
 def test_theorem_9_on_embedded_photographs():
     check(grey(data.load_pictures(size=96).images), KERNELS)
 

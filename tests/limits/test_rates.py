@@ -95,6 +95,7 @@ def test_every_step_of_the_proof(name):
     assert np.all(found["Theta"] <= found["nu"] + found["mu"] + slack)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", [0.1, 0.8])
 @each_drawn_network
 def test_the_bounds_hold(name, delta):

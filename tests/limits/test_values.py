@@ -78,6 +78,7 @@ def test_gradient_is_that_of_finite_differences():
         np.testing.assert_allclose(np.sum(slope * direction), difference, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0.0, 1.0], ids=["black", "constant"])
 def test_flat_pictures_have_finite_values_and_gradients(level):
     x = jnp.full(SHAPE, level)
@@ -155,6 +156,7 @@ def test_refusals(layers, filters, message):
         convergence_value(picture(), layers, filters=filters)
 
 
+@pytest.mark.slow
 def test_second_derivatives_are_finite_and_those_of_differences():
     layers = (Conv(3, padding="same"), AvgPool(2), Conv(1))
     x = jnp.asarray(np.random.default_rng(0).uniform(0.2, 1, (1, 6)))

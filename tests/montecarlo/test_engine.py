@@ -48,6 +48,7 @@ def test_chunked_equals_one_shot_in_float64():
     assert result.draws["level"].dtype == expected["level"].dtype
 
 
+@pytest.mark.slow
 def test_block_size_changes_only_the_rounding():
     results = [quiet(draws.mixed, KEY, 600, chunk_size=size, keep=("x", "v")) for size in (1, 7, 256)]
     for other in results[1:]:

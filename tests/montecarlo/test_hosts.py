@@ -73,9 +73,10 @@ def test_two_processes_of_two_devices_give_the_same_bits(tmp_path, uninterrupted
     assert draws.variables_equal(again.to_xarray(), uninterrupted)
 
 
+@pytest.mark.slow
 @needs_x64
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("victim", [0, pytest.param(1)])
 def test_a_killed_process_ends_the_other_and_one_process_goes_on(tmp_path, uninterrupted, victim):
     port = free_port()
     processes = [start(port, index, tmp_path, pause=0.03) for index in range(2)]

@@ -152,6 +152,7 @@ def test_gram_stops_where_direct_stops():
     np.testing.assert_allclose(direct.code, codes, atol=1e-5)
 
 
+@pytest.mark.slow
 @hypothesis_settings(deadline=None, max_examples=15)
 @given(st.integers(0, 2**20), st.floats(0.2, 1.6))
 def test_gram_takes_the_path_of_direct_everywhere(seed, step):
@@ -208,6 +209,7 @@ def test_gram_under_other_vmaps():
         np.testing.assert_allclose(gram, direct, atol=CLOSE)
 
 
+@pytest.mark.slow
 def test_sharded_over_devices():
     ops, xs, _ = many(4, 2)
     mesh = jax.make_mesh((4,), ("draws",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -261,6 +263,7 @@ def test_gradient_with_a_tolerance_is_that_of_the_steps_taken():
     assert np.linalg.norm(by_tol) > 0.1
 
 
+@pytest.mark.slow
 def test_gradient_at_a_recovered_code_is_finite():
     op, x, _ = problem(2, (4, 1, 1), 6, 2)
     unit = conv_operator(op.filters / jnp.abs(op.filters), 6)

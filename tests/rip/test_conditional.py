@@ -120,6 +120,7 @@ def test_both_paths(case):
     check_same_law(*(sample(geo, values, sampling, dtype) for sampling in ("conditional", "plain")), COMPARISONS)
 
 
+@pytest.mark.slow
 def test_no_random_number_serves_twice():
     active, fresh, seeds, _, z = randomness(jax.random.key(0), PAPER, "gaussian", np.float32)
     numbers = np.concatenate([part.ravel() for part in (active, fresh, seeds, z)])

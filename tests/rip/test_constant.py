@@ -186,6 +186,7 @@ def test_all_three_grow_with_k_and_with_members():
     assert float(results[1].exact) <= float(larger(2, 2)[1].exact)
 
 
+@pytest.mark.slow
 def test_search_reaches_the_exact_value_here():
     op, result = larger(3)
     alone = rip.constant(op, 3, exact_limit=0)

@@ -209,7 +209,7 @@ SIZES = {"num_filters": 6, "channels": 4, "length": 3, "signal_shape": 9, "k": 2
         ({"signal_shape": 9, "stride": 4}, "expected an integer n = (D - l)/t + 1", "got D = 9, l = 3, t = 4"),
         ({"signal_shape": 2}, "expected a signal at least as long as the filter", "got D = 2 and l = 3"),
         ({"stride": 0}, "expected stride", "got 0"),
-        ({"padding": "full"}, "expected padding to be 'valid' or 'same'", "got 'full'"),
+        ({"padding": "full"}, "expected padding to be 'valid', 'same' or 'circular'", "got 'full'"),
         ({"dtype": np.int32}, "expected a floating-point dtype", "got int32"),
         ({"signal_shape": (9, 9)}, "expected signal_shape to be one integer or 1 of them", "got (9, 9)"),
         ({"sampling": "conditional", "normalize": True}, "conditional sampling does not apply", "not normalised"),
