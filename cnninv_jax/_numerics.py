@@ -170,3 +170,12 @@ def per_axis(value: PerAxis, rank: int, name: str, *, minimum: int = 1) -> tuple
     if integers != entries or any(entry < minimum for entry in integers):
         raise ValueError(f"expected {name} to consist of integers of at least {minimum}, got {value}")
     return integers
+
+
+def lengths(length: PerAxis) -> tuple[int, ...]:
+    """Return a filter length as one integer per spatial axis; an integer alone means one axis.
+
+    Raises:
+        ValueError: entries that are no integers of at least 1.
+    """
+    return per_axis(length, len(length) if isinstance(length, Sequence) else 1, "length")

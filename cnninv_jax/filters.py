@@ -8,7 +8,7 @@ spherical law are isotropic, which Lemma 5 of Random DCN asks for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol, overload
 
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from cnninv_jax._numerics import as_float, float_dtype, per_axis, wider
+from cnninv_jax._numerics import as_float, float_dtype, lengths, per_axis, wider
 from cnninv_jax._random import normal
 from cnninv_jax._typing import Array, FilterBank, PerAxis, PRNGKeyArray
 
@@ -289,7 +289,7 @@ def _ensemble(
     """Draw at scale 1, then scale: the filters of one key differ by a factor only from scale to scale."""
     (k,) = per_axis(num_filters, 1, "num_filters")
     (m,) = per_axis(channels, 1, "channels")
-    ell = per_axis(length, len(length) if isinstance(length, Sequence) else 1, "length")
+    ell = lengths(length)
     if not ell:
         raise ValueError("expected a length for at least one spatial axis, got an empty one")
     kind = float_dtype(dtype)

@@ -11,7 +11,6 @@ A code is hard to recover where two atoms answer to the same entries. So taps ar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
@@ -19,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnninv_jax._numerics import PRECISION, float_dtype, per_axis
+from cnninv_jax._numerics import PRECISION, float_dtype, lengths, per_axis
 from cnninv_jax._typing import Array, FilterBank, Float, Int, PerAxis, PRNGKeyArray
 
 AtomValues: TypeAlias = Literal["signs", "gaussian", "positive"]
@@ -66,7 +65,7 @@ def sparse_filters(
     (depth,) = per_axis(channels, 1, "channels")
     (taps,) = per_axis(nonzeros, 1, "nonzeros")
     (trials,) = per_axis(tries, 1, "tries")
-    ell = per_axis(length, len(length) if isinstance(length, Sequence) else 1, "length")
+    ell = lengths(length)
     step = per_axis(stride, len(ell), "stride")
     if taps > depth * math.prod(ell):
         raise ValueError(

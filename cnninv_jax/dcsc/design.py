@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from cnninv_jax import filters, operators
-from cnninv_jax._numerics import as_float, float_dtype, matmul, per_axis, wider
+from cnninv_jax._numerics import as_float, float_dtype, lengths, matmul, per_axis, wider
 from cnninv_jax._typing import Array, Bool, FilterBank, Float, PerAxis, PRNGKeyArray, Scalar
 from cnninv_jax.dcsc.orthogonal import most_orthogonal, orthogonal_filters
 from cnninv_jax.operators._patches import unfold
@@ -94,7 +93,7 @@ def design(
     8 filters of 1 x 16 taps, 0.4 s for 16 of 8 x 5 x 5, 15 s for 96 of 64 x 16, and some seconds of compilation.
     """
     (count,), (depth,) = per_axis(num_filters, 1, "num_filters"), per_axis(channels, 1, "channels")
-    ell = per_axis(length, len(length) if isinstance(length, Sequence) else 1, "length")
+    ell = lengths(length)
     steps = per_axis(stride, len(ell), "stride")
     (total,), (times,) = per_axis(num_steps, 1, "num_steps", minimum=0), per_axis(restarts, 1, "restarts")
     if count == 1 and all(step >= taps for step, taps in zip(steps, ell, strict=True)):
@@ -163,7 +162,7 @@ def filters_of_coherence(
     kind = float_dtype(dtype)
     if jnp.finfo(kind).bits < 32:
         raise ValueError(f"expected float32 or float64, which hold a coherence to 1e-6, got {kind}")
-    ell = per_axis(length, len(length) if isinstance(length, Sequence) else 1, "length")
+    ell = lengths(length)
     steps = per_axis(stride, len(ell), "stride")
     draw_key, design_key = jax.random.split(key)
     drawn = filters.gaussian(draw_key, num_filters, channels, ell, normalize=True, dtype=kind)

@@ -143,17 +143,8 @@ def forward(
 
     Cost: one analysis per layer, and its projection.
     """
-    expected = shapes(model)
-    signal = as_float(x)
-    if signal.shape != expected[0]:
-        raise ValueError(
-            f"expected a signal of shape [M, *D] = {expected[0]}, got {signal.shape}; use jax.vmap for a batch"
-        )
-    if truth is not None:
-        check_shapes("truth X^(0), ..., X^(L)", truth, expected)
-    dtype = wider(signal.dtype, model[0].op.dtype)
-    signal = signal.astype(dtype)
-    settings = _settings(model, projection, thresholds, sparsity, dtype)
+    signal = as_signal(model, x, truth)
+    settings = _settings(model, projection, thresholds, sparsity, signal.dtype)
     try:
         hash(projection)
     except TypeError:
@@ -188,6 +179,19 @@ def _layer_by_layer(
 
 #: A program for every projection and geometry, kept between calls.
 _pass = jax.jit(_layer_by_layer, static_argnames=["projection"])
+
+
+def as_signal(model: Layers, x: ArrayLike, truth: Sequence[ArrayLike] | None) -> Signal:
+    """Return x in the wider dtype of filters and x; refuse an x or a truth of other shapes than the model's."""
+    expected = shapes(model)
+    signal = as_float(x)
+    if signal.shape != expected[0]:
+        raise ValueError(
+            f"expected a signal of shape [M, *D] = {expected[0]}, got {signal.shape}; use jax.vmap for a batch"
+        )
+    if truth is not None:
+        check_shapes("truth X^(0), ..., X^(L)", truth, expected)
+    return signal.astype(wider(signal.dtype, model[0].op.dtype))
 
 
 def compare(model: Layers, codes: Sequence[ArrayLike], truth: Sequence[ArrayLike], x: ArrayLike) -> Forward:

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from cnninv_jax._numerics import as_float, wider
+from cnninv_jax._numerics import as_float
 from cnninv_jax._typing import Array, Code, Float, Int, Signal
-from cnninv_jax.dcsc.forward import Forward, check_shapes, compare
-from cnninv_jax.dcsc.model import Layer, Layers, shapes
+from cnninv_jax.dcsc.forward import Forward, as_signal, compare
+from cnninv_jax.dcsc.model import Layer, Layers
 from cnninv_jax.recovery.iht import iht
 from cnninv_jax.recovery.lasso import lam_max, lasso
 from cnninv_jax.recovery.steps import Step
@@ -127,15 +127,7 @@ def _pursue(
     truth: Sequence[ArrayLike] | None,
 ) -> Layered:
     """Solve layer after layer; ``solve`` returns u, steps and status."""
-    expected = shapes(model)
-    signal = as_float(x)
-    if signal.shape != expected[0]:
-        raise ValueError(
-            f"expected a signal of shape [M, *D] = {expected[0]}, got {signal.shape}; use jax.vmap for a batch"
-        )
-    if truth is not None:
-        check_shapes("truth X^(0), ..., X^(L)", truth, expected)
-    signal = signal.astype(wider(signal.dtype, model[0].op.dtype))
+    signal = as_signal(model, x, truth)
     codes, steps, status = [], [], []
     for number, layer in enumerate(model):
         found, taken, ended = solve(number, layer, signal)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cnninv_jax import filters
-from cnninv_jax._numerics import float_dtype, matmul, per_axis, wider
+from cnninv_jax._numerics import float_dtype, lengths, matmul, per_axis, wider
 from cnninv_jax._typing import FilterBank, PerAxis, PRNGKeyArray
 
 
 def most_orthogonal(channels: int, length: PerAxis, stride: PerAxis = 1) -> int:
     """Return M prod(min(t, ell)): so many filters can be orthogonal over all shifts, and no more."""
-    taps = per_axis(length, len(length) if isinstance(length, Sequence) else 1, "length")
+    taps = lengths(length)
     steps = per_axis(stride, len(taps), "stride")
     return channels * math.prod(min(step, ell) for step, ell in zip(steps, taps, strict=True))
 
@@ -51,7 +50,7 @@ def orthogonal_filters(
     """
     kind = float_dtype(dtype)
     (num_filters,), (channels,) = per_axis(num_filters, 1, "num_filters"), per_axis(channels, 1, "channels")
-    ell = per_axis(length, len(length) if isinstance(length, Sequence) else 1, "length")
+    ell = lengths(length)
     rank = len(ell)
     blocks = tuple(min(step, taps) for step, taps in zip(per_axis(stride, rank, "stride"), ell, strict=True))
     phases = most_orthogonal(channels, ell, blocks)

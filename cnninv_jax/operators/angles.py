@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from cnninv_jax._numerics import PRECISION, as_float, per_axis, wider
+from cnninv_jax._numerics import PRECISION, as_float, lengths, per_axis, wider
 from cnninv_jax._typing import Array, FilterBank, Float, Int, PerAxis, Scalar
 from cnninv_jax.operators.conv import ConvOperator
 
@@ -118,7 +117,7 @@ def welch_bound(
         ValueError: sizes that are no positive integers.
     """
     ((count,), (depth,)) = per_axis(num_filters, 1, "num_filters"), per_axis(channels, 1, "channels")
-    ell = per_axis(length, len(length) if isinstance(length, Sequence) else 1, "length")
+    ell = lengths(length)
     steps = per_axis(stride, len(ell), "stride")
     neighbours = count * math.prod(2 * ((taps - 1) // step) + 1 for taps, step in zip(ell, steps, strict=True)) - 1
     orders = itertools.count(1) if order is None else per_axis(order, 1, "order")
