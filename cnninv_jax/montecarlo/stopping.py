@@ -105,7 +105,9 @@ class Width:
         if self.relative is None:
             assert self.absolute is not None
             return (high - low) / self.absolute
-        return (high - low) / (self.relative * abs(estimate)) if estimate else math.nan
+        # The wanted width, not the estimate: the product of two small numbers may be zero.
+        wanted = self.relative * abs(estimate)
+        return (high - low) / wanted if wanted else math.nan
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtri
 
@@ -61,6 +61,7 @@ def test_a_target_that_disappoints_is_followed_by_more_looks():
 
 
 @settings(deadline=None, max_examples=200)
+@example(width=1e-4, spread=1.0, centre=5e-324, relative=True, first=2, block=1, num_draws=10, level=0.95)
 @given(
     width=st.floats(1e-4, 10.0),
     spread=st.floats(1e-3, 1e3),

@@ -136,10 +136,10 @@ def best_energy(h, most, reach):
 )
 def test_exact_against_every_selection(shape, length, stride):
     for seed, most in itertools.product(range(3), (1, 2, 3)):
-        h = responses(shape, seed, "normal" if seed else "ties")
+        h = responses(shape, seed, "normal" if seed else "ties").astype(DEFAULT)
         found = stripes.project_stripes_exact(h, most, length, stride=stride)
         best = best_energy(h, most, (length - 1) // stride)
-        np.testing.assert_allclose(np.sum(np.square(found)), best, rtol=1e-9)
+        np.testing.assert_allclose(np.sum(np.square(found)), best, rtol=max(1e-9, 8 * np.finfo(DEFAULT).eps))
         np.testing.assert_array_equal(found[found != 0], h[found != 0])
         assert norms.stripe_norm(found, length, stride=stride) <= most
         assert stripes.greedy_gap(h, most, length, stride=stride) <= 1 + 1e-6
