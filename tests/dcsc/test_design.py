@@ -67,6 +67,7 @@ def test_a_design_comes_near_the_welch_bound(sizes, stride, factor):
     assert found.coherence < 0.7 * found.history[0]
 
 
+@pytest.mark.slow
 def test_without_overlaps_the_simplex_is_found_and_never_left():
     """Nine filters of 2 x 4 taps whose shifts do not overlap: the bound is attained, by a simplex."""
     found = design(key(), 9, 1, (2, 4), stride=(2, 4), num_steps=200, dtype=np.float32)
@@ -146,6 +147,7 @@ def test_filters_of_a_given_coherence(sizes, stride, mu, dtype):
     np.testing.assert_allclose(norms(bank), 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_coherence_out_of_reach_is_refused_with_what_can_be_reached():
     with pytest.raises(ValueError, match=r"got 0.1; filters of this size have at least 0.2.* this design reaches 0.3"):
         filters_of_coherence(key(), 6, 1, 8, 0.1, num_steps=200)

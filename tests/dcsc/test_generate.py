@@ -82,6 +82,7 @@ def test_supports_keep_their_limits_and_no_place_is_left(name):
             assert full or most(counts) > 1
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=15, deadline=None)
 def test_any_request_is_kept(data):
@@ -105,6 +106,7 @@ def test_any_request_is_kept(data):
         assert value == stripe if disjoint else value <= stripe
 
 
+@pytest.mark.slow
 def test_disjoint_atoms_have_the_same_magnitudes_for_all_signs():
     model = model_of("three layers")
     code = sample(1, model, sparsity=2, magnitudes=(0.5, 2.0)).path[-1]

@@ -79,6 +79,7 @@ def keep(h, k):
     return kept
 
 
+@pytest.mark.slow
 def test_iht_is_the_dense_iteration():
     model = two_layers()
     path = path_of(model, (5, 20))

@@ -112,6 +112,7 @@ def test_both_sides_against_dense_matrices():
     assert np.isfinite(bound[:, list(BOUNDS).index("theorem_3_3")]).any()
 
 
+@pytest.mark.slow
 def test_verdicts_follow_from_the_sides(small_draws):
     found = small_draws
     observed, bound = found["observed"], found["bound"]
@@ -129,6 +130,7 @@ def test_verdicts_follow_from_the_sides(small_draws):
     assert 0.1 < found["finite"][:, list(BOUNDS).index("theorem_3_3")].mean() < 0.9
 
 
+@pytest.mark.slow
 def test_a_wrong_bound_is_seen(small_draws):
     """Bounds a tenth as large, and the lower one of eq. (7) raised, are violated within a few draws."""
     low = np.array([name == "b1_gram_low" for name in BOUNDS])
@@ -195,6 +197,7 @@ def strict(path):
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
+@pytest.mark.slow
 def test_the_study_on_disk(outcome):
     report = strict(outcome.folder / "report.json")
     found = report["findings"]
@@ -223,6 +226,7 @@ def test_the_study_on_disk(outcome):
         assert (outcome.folder / f"gilbert-bounds.{kind}").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_tables_and_a_finished_folder(outcome):
     titles = [table.title for table in outcome.tables]
     assert titles[0] == "Lemmas B.1 to B.4 and Thm 3.3 with exact constants"

@@ -21,6 +21,7 @@ def outcome(tmp_path_factory):
     return reproduce_study(CONSTANT, SMALL, StudyOptions(out=tmp_path_factory.mktemp("constant") / "run", quiet=True))
 
 
+@pytest.mark.slow
 def test_three_numbers_in_order(outcome):
     rows = outcome.report["findings"]["rows"]
     assert len(rows) == (2 + 2 + 1) * 2 * 2
@@ -32,6 +33,7 @@ def test_three_numbers_in_order(outcome):
             assert exact <= by_model[panel, value, bank, 2] * (1 + 1e-5)
 
 
+@pytest.mark.slow
 def test_k_of_one_is_the_norms_alone(outcome):
     """delta_1 is the largest | |w|^2 - 1 |: known without any search."""
     for row in outcome.report["findings"]["rows"]:
@@ -42,6 +44,7 @@ def test_k_of_one_is_the_norms_alone(outcome):
             np.testing.assert_allclose(row["exact"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_table_and_files(outcome):
     assert len(outcome.tables) == 3
     assert {path.name for path in outcome.files} >= {"report.json", "gilbert-constant.png", "gilbert-constant.svg"}

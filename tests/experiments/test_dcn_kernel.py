@@ -48,6 +48,7 @@ def test_a_study_that_was_stopped_ends_on_the_same_report(outcome, tmp_path, mon
     assert study(tmp_path / "out").report == again.report
 
 
+@pytest.mark.slow
 def test_every_kernel_size_has_its_limit(outcome):
     pictures = data.load_pictures(size=16, limit=2).images
     for entry, length in zip(outcome.report["findings"]["limits"], (3, 4, 9), strict=True):

@@ -158,6 +158,7 @@ def study(tmp_path_factory):
     return reproduce_study(DCN_LAWS, SMALL, StudyOptions(out=folder, quiet=True))
 
 
+@pytest.mark.slow
 def test_the_study_finds_what_is_expected(study):
     found = study.report["findings"]
     assert found["summary"]["moments"] == 9
@@ -180,6 +181,7 @@ def test_the_study_finds_what_is_expected(study):
     )
 
 
+@pytest.mark.slow
 def test_a_stopped_study_goes_on_to_the_same_numbers(study, tmp_path):
     folder = shutil.copytree(study.folder, tmp_path / "copy")
     (folder / "report.json").unlink()
@@ -189,6 +191,7 @@ def test_a_stopped_study_goes_on_to_the_same_numbers(study, tmp_path):
     assert (folder / "draws" / "laplace").is_dir()
 
 
+@pytest.mark.slow
 def test_tables_and_figure_show_the_report(study):
     report = json.loads((study.folder / "report.json").read_text(encoding="utf-8"))
     assert len(study.tables) == 2 + len(INPUTS) * len(READINGS)

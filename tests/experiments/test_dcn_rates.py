@@ -259,6 +259,7 @@ def dataset_of(folder):
         return dataset.load()
 
 
+@pytest.mark.slow
 def test_the_study_on_disk(study):
     found, dataset = strict(study.folder / "report.json")["findings"], dataset_of(study.folder)
     names = ["1 conv 3x3", "2 conv 3x3", "1 conv 2x2/2", "2 conv 2x2/2"]
@@ -287,6 +288,7 @@ def test_the_study_on_disk(study):
         assert (study.folder / f"dcn-rates.{kind}").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_tables(study):
     falls, sines, bounds, angles = study.tables
     assert [row[0] for row in falls.rows] == [row[0] for row in sines.rows] == list(study.report["findings"]["rates"])
@@ -327,6 +329,7 @@ def test_fewer_draws_where_they_are_dear():
     assert dcn_rates_simulation.FULL_WIDTH == 256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [" ", "3x3", "1 conv", "1 conv 2x2/2"], ids=["all", "same", "one", "side by side"])
 def test_the_figure_draws_what_was_saved(study, wanted):
     report = json.loads(json.dumps(study.report))

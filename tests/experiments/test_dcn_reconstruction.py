@@ -103,6 +103,7 @@ def test_one_program_serves_all_networks_and_pictures(tmp_path):
     assert dcn_reconstruction.compare_output._cache_size() >= 2
 
 
+@pytest.mark.slow
 def test_typical_reconstructions_are_those_of_the_network_nearest_to_the_mean(found):
     todo = work([setting(3), setting(4)])
     shown = todo.reconstructed(found[0], 2)["4 channels"]

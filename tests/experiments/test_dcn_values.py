@@ -57,6 +57,7 @@ def study(tmp_path_factory):
     return reproduce_study(DCN_VALUES, SMALL, StudyOptions(out=folder, quiet=True, seed=4))
 
 
+@pytest.mark.slow
 def test_the_study_holds_limits_and_draws_of_the_library(study):
     dataset = dataset_of(study.folder)
     rgb = jnp.asarray(data.read_picture(data.picture_files()[0], 12))
@@ -104,6 +105,7 @@ def test_a_picture_in_colour_has_no_bound(tmp_path):
     assert "leave --colour out" in notes[-1]
 
 
+@pytest.mark.slow
 def test_a_stopped_study_goes_on_to_the_same_numbers(study, tmp_path):
     folder = shutil.copytree(study.folder, tmp_path / "copy")
     (folder / "report.json").unlink()
@@ -114,6 +116,7 @@ def test_a_stopped_study_goes_on_to_the_same_numbers(study, tmp_path):
     assert (folder / "draws" / "average-4").is_dir()
 
 
+@pytest.mark.slow
 def test_the_figure_shows_the_first_draws_from_narrow_to_wide(study):
     dataset = dataset_of(study.folder)
     figure = values_figure(study.report, dataset)
@@ -127,6 +130,7 @@ def test_the_figure_shows_the_first_draws_from_narrow_to_wide(study):
     np.testing.assert_allclose(shown[7], dataset["limit"].sel(pooling="average"))
 
 
+@pytest.mark.slow
 def test_the_table(study):
     (table,) = study.tables
     assert [row[0] for row in table.rows] == [

@@ -37,6 +37,7 @@ def outcome(tmp_path_factory):
     return bank, found
 
 
+@pytest.mark.slow
 def test_the_filters_saved_are_those_reported(outcome):
     bank, found = outcome
     findings = found.report["findings"]
@@ -56,6 +57,7 @@ def test_the_filters_saved_are_those_reported(outcome):
     assert {file.suffix for file in found.files} == {".json", ".nc", ".png", ".svg"}
 
 
+@pytest.mark.slow
 def test_the_failures_are_those_of_the_pass(outcome):
     """One support of one cell again, by dense matrices, sign by sign."""
     bank, found = outcome
@@ -121,6 +123,7 @@ def test_limits_are_of_the_s_reached():
     assert found == {"uniform": 5, "half": 7.5, "safe": 5}
 
 
+@pytest.mark.slow
 def test_correlations_are_counted_over_both_directions():
     """Root mean square and energy by brute force: over all atoms that overlap an atom, in any direction."""
     for shape, stride in (((3, 2, 4), (1,)), ((2, 1, 3, 2), (1, 1)), ((3, 1, 4), (2,))):

@@ -133,6 +133,7 @@ def test_what_is_prepared_is_what_the_path_says():
         prepare(model, np.zeros(model[-1].op.code_shape))
 
 
+@pytest.mark.slow
 def test_bounds_take_the_noise_that_entered():
     sizes = dataclasses.replace(SMALL, coherence=0.01)
     model = build(jax.random.key(0), sizes, 2)

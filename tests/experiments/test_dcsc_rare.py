@@ -70,6 +70,7 @@ def test_all_patterns_are_counted(case):
         count_patterns(many, betas)
 
 
+@pytest.mark.slow
 def test_probabilities_of_single_responses(case):
     _, layers, _, _, lost = case
     exact = event_probabilities([events(layer) for layer in layers])
@@ -78,6 +79,7 @@ def test_probabilities_of_single_responses(case):
     assert (exact.max(1) <= lost.any(2).mean(1)).all()
 
 
+@pytest.mark.slow
 def test_tilted_signs_estimate_the_loss_and_the_number_of_wrong_responses(case):
     _, layers, _, _, lost = case
     laws = [tilts(events(layer)) for layer in layers]

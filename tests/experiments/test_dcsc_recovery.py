@@ -126,6 +126,7 @@ def test_largest_s_are_those_reached():
     assert beyond.rows[0][1:] == (">= 9 (S_l: 9, 1)", ">= 9", "6", ">= 1.5")
 
 
+@pytest.mark.slow
 def test_equal_dictionaries_lose_draws_where_the_bound_says_something(tmp_path):
     parameters = dataclasses.replace(
         SMALL, dictionaries=("equal",), depths=(1,), S=(12,), noise=(0.0, 0.1, 0.1000001), equal_draws=20_000,

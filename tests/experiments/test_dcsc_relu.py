@@ -143,6 +143,7 @@ def test_least_sparsity(blocks):
         blocks.row(jax.random.key(0), least - 1, 0)
 
 
+@pytest.mark.slow
 def test_study(tmp_path):
     options = StudyOptions(out=tmp_path / "a", quiet=True)
     outcome = reproduce_study(DCSC_RELU, SMALL, options)

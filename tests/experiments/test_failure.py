@@ -46,6 +46,7 @@ def content(folder):
     return json.loads((folder / "failure.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_all_methods_agree_on_a_rare_failure(finished):
     report = content(finished[0])
     methods = {entry["method"]: entry for entry in report["methods"]}
@@ -69,6 +70,7 @@ def test_all_methods_agree_on_a_rare_failure(finished):
     assert abs(methods["importance sampling"]["mean_weight"] - 1) < 0.2
 
 
+@pytest.mark.slow
 def test_the_curve_runs_through_every_method(finished):
     report = content(finished[0])
     curve, reference = report["curve"], report["curve"]["reference"]
@@ -85,6 +87,7 @@ def test_the_curve_runs_through_every_method(finished):
     assert curve["splitting"]["deltas"][-1] == 8.0
 
 
+@pytest.mark.slow
 def test_table_names_methods_verdict_and_files(finished):
     folder, said = finished
     for word in (*METHODS, "effective hits", "all methods agree with the reference", "|W^T z|^2 > (1 + 8) |z|^2"):
@@ -94,6 +97,7 @@ def test_table_names_methods_verdict_and_files(finished):
         assert str(folder / name) in said
 
 
+@pytest.mark.slow
 def test_figure_shows_what_was_saved(finished):
     report = content(finished[0])
     axes = failure_figure(report).axes[0]
@@ -107,6 +111,7 @@ def test_figure_shows_what_was_saved(finished):
     assert failure_figure(report).axes
 
 
+@pytest.mark.slow
 def test_the_same_command_reads_its_journals(finished, capsys):
     folder, _ = finished
     before = content(folder)

@@ -223,6 +223,7 @@ def outcome(tmp_path_factory):
     return parameters, reproduce_study(FIG3, parameters, StudyOptions(out=folder / "out", quiet=True))
 
 
+@pytest.mark.slow
 def test_the_study_tells_what_it_drew(outcome):
     _, found = outcome
     findings = found.report["findings"]
@@ -246,6 +247,7 @@ def test_the_study_tells_what_it_drew(outcome):
     assert all(len(row) == len(table.columns) for table in found.tables for row in table.rows)
 
 
+@pytest.mark.slow
 def test_the_figure_is_drawn_from_the_files(outcome):
     _, found = outcome
     report = json.loads((found.folder / "report.json").read_text(encoding="utf-8"))
@@ -258,12 +260,14 @@ def test_the_figure_is_drawn_from_the_files(outcome):
     assert figure.axes[4].get_xscale() == "log"
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_read_not_computed_again(outcome):
     parameters, found = outcome
     again = reproduce_study(FIG3, parameters, StudyOptions(out=found.folder, quiet=True))
     assert again.report == found.report
 
 
+@pytest.mark.slow
 def test_a_stopped_study_goes_on_from_its_journals(outcome, monkeypatch):
     parameters, found = outcome
     (found.folder / "report.json").unlink()

@@ -212,6 +212,7 @@ def dataset_of(folder):
         return dataset.load()
 
 
+@pytest.mark.slow
 def test_the_study_keeps_every_cell_with_its_intervals(study):
     dataset = dataset_of(study.folder)
     assert dict(dataset.sizes) == {"k": 3, "M": 2}
@@ -228,10 +229,12 @@ def test_the_study_keeps_every_cell_with_its_intervals(study):
     np.testing.assert_allclose(dataset["iht_found_mean"], dataset["iht_energy_mean"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_all_k_share_the_program_of_their_channels(study):
     assert json.loads(dataset_of(study.folder).attrs["provenance"])["compilations"] == len(SMALL.M)
 
 
+@pytest.mark.slow
 def test_a_cell_is_the_run_of_its_draw(study):
     draw = checked_draw(SMALL, "float32")
     one = {"k": (2,), "M": (8,)}
@@ -242,6 +245,7 @@ def test_a_cell_is_the_run_of_its_draw(study):
         assert int(held[f"{name}_successes"]) == int(cell[name]["successes"])
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_to_the_same_numbers(study, tmp_path):
     folder = shutil.copytree(study.folder, tmp_path / "copy")
     (folder / "report.json").unlink()
@@ -255,6 +259,7 @@ def test_a_killed_study_goes_on_to_the_same_numbers(study, tmp_path):
     assert first[same].equals(second[same])
 
 
+@pytest.mark.slow
 def test_the_tables_and_the_report(study):
     along_k, along_m, halves = study.tables
     assert [row[0] for row in along_k.rows] == ["1", "2", "3"]
@@ -265,6 +270,7 @@ def test_the_tables_and_the_report(study):
     assert set(study.report["findings"]["fits"]) == set(PROBABILITIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("few", [{}, {"k": slice(1)}, {"M": slice(1)}], ids=["grid", "one k", "one M"])
 def test_the_figure_shows_six_maps_of_what_was_saved(study, few):
     dataset = dataset_of(study.folder).isel(few)

@@ -102,6 +102,7 @@ def test_the_papers_numbers():
     assert all(PAPER[layer]["random"] < PAPER[layer]["learned"] < PAPER[layer]["activations"] for layer in PAPER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -133,6 +134,7 @@ def outcome(tmp_path_factory):
     return parameters, reproduce_study(TABLE3, parameters, StudyOptions(out=folder / "out", quiet=True))
 
 
+@pytest.mark.slow
 def test_the_study_measures_the_networks_activations(outcome):
     from cnninv_jax import data
 
@@ -161,6 +163,7 @@ def test_the_study_measures_the_networks_activations(outcome):
     assert layers["1"]["errors"]["learned"][table3_errors.MAIN]["mean"] == pytest.approx(float(np.mean(errors)), 1e-5)
 
 
+@pytest.mark.slow
 def test_tables_say_what_is_not_the_papers(outcome):
     _, found = outcome
     paper, readings = found.tables
@@ -173,6 +176,7 @@ def test_tables_say_what_is_not_the_papers(outcome):
     assert all(len(row) == len(table.columns) for table in found.tables for row in table.rows)
 
 
+@pytest.mark.slow
 def test_the_figure_is_drawn_from_the_report(outcome):
     _, found = outcome
     report = json.loads((found.folder / "report.json").read_text(encoding="utf-8"))

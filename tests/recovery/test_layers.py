@@ -18,9 +18,12 @@ SHAPES = {
     "two axes, same padding": ({"shape": (5, 4, 3, 3), "size": (6, 7), "padding": "same"}, 2, True),
     "stride": ({"size": 13, "stride": 2}, 3, False),
 }
+SLOW = ("one axis, non-negative", "stride")
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SHAPES]
+)
 def test_a_layer_is_one_iteration_from_zero(name):
     making, pool, nonnegative = SHAPES[name]
     op, x, _ = problem(9, **making)

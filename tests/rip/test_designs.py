@@ -186,6 +186,7 @@ def test_the_energy_has_its_expectation_with_same_padding_and_several_blocks_per
     assert abs(energy.mean() - mean) < 5 * energy.std() / np.sqrt(len(energy))
 
 
+@pytest.mark.slow
 def test_a_control_on_plain_draws():
     draw = functools.partial(draw_ratios, **SIZES, sampling="plain", dtype=np.float32)
     controls = {name: {"model_rip_energy": 1.0} for name in READINGS}
