@@ -52,15 +52,31 @@ def inverse(features: ArrayLike, axis: int = 0) -> Shaped[Array, " *shape"]:
     Raises:
         ValueError: features have no such axis, or an odd number of channels.
     """
-    values = as_float(features)
-    _check_axis(values, axis)
-    if values.shape[axis] % 2:
-        raise ValueError(
-            f"expected both phases of every filter, an even number of channels, got {values.shape[axis]} along axis "
-            f"{axis} of {values.shape}"
-        )
-    positive, negative = jnp.split(values, 2, axis=axis)
+    positive, negative = _phases(features, axis)
     return positive - negative
+
+
+def nearest(features: ArrayLike, axis: int = 0) -> Shaped[Array, " *shape"]:
+    """Return the l2 projection onto the features that a CReLU has: p, q >= 0 and p q = 0.
+
+    Of (p, q) the larger phase is kept if it is above 0, the other is set to 0: with p kept the squared distance is q^2
+    + min(p, 0)^2, with q kept p^2 + min(q, 0)^2, and the former is at most the latter exactly where p >= q (unless
+    both are below 0 and both are set to 0). Between equals the positive phase is kept.
+
+    Args:
+        features: estimates of both phases, any shape.
+        axis: of the channels.
+
+    Raises:
+        ValueError: features have no such axis, or an odd number of channels.
+    """
+    positive, negative = _phases(features, axis)
+    # Written so that NaN stays.
+    first = positive >= negative
+    return jnp.concatenate(
+        [jnp.where(negative > positive, 0, jnp.maximum(positive, 0)), jnp.where(first, 0, jnp.maximum(negative, 0))],
+        axis=axis,
+    )
 
 
 def avr(x: ArrayLike) -> Shaped[Array, " *shape"]:
@@ -100,7 +116,7 @@ def max_pool(h: ArrayLike, pool: PerAxis | None = None, *, stride: PerAxis | Non
     winner = jnp.argmax(windows, axis=-1)[..., None]
     features = jnp.take_along_axis(windows, winner, axis=-1)[..., 0]
     positions = jnp.take_along_axis(jnp.broadcast_to(table[None], windows.shape), winner, axis=-1)[..., 0]
-    return Pooled(features, jnp.where(features > 0, positions, -1))
+    return Pooled(features, jnp.where(features == 0, -1, positions))
 
 
 def winners(pooled: Pooled, code_shape: tuple[int, ...]) -> tuple[Code, Code]:
@@ -134,6 +150,18 @@ def winners(pooled: Pooled, code_shape: tuple[int, ...]) -> tuple[Code, Code]:
     sums = empty.at[rows, columns].add(signs * features.reshape(2 * count, -1), mode="drop")
     responses = jnp.where(counts > 0, sums / jnp.where(counts > 0, counts, 1), 0)
     return responses.reshape(code_shape), counts.reshape(code_shape)
+
+
+def _phases(features: ArrayLike, axis: int) -> tuple[Shaped[Array, " *shape"], Shaped[Array, " *shape"]]:
+    values = as_float(features)
+    _check_axis(values, axis)
+    if values.shape[axis] % 2:
+        raise ValueError(
+            f"expected both phases of every filter, an even number of channels, got {values.shape[axis]} along axis "
+            f"{axis} of {values.shape}"
+        )
+    positive, negative = jnp.split(values, 2, axis=axis)
+    return positive, negative
 
 
 def _check_axis(array: jax.Array, axis: int) -> None:

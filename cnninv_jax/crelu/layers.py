@@ -1,0 +1,254 @@
+"""Networks of conv + CReLU (+ max-pooling) layers, forth and back to the picture (Shang et al. 2016, Fig. 5 and G).
+
+Forth, layer l takes f_{l-1}, f_0 = x, to z_l = W_l f_{l-1} + b_l and hands on f_l = rho_c(z_l), max-pooled where it
+has a window. Back, every layer by itself is inverted by Algorithm 1 (without pooling) or 2 (with): from what stands for
+f_l the responses z_l are read off, and the projection of f_{l-1} onto what they determine is the estimate of f_{l-1},
+from which the layer below is inverted in its turn. Nothing is learned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from cnninv_jax._numerics import as_float, norm, per_axis, wider
+from cnninv_jax._typing import Array, Float, Int, PerAxis, Scalar, Signal
+from cnninv_jax.crelu.activation import crelu, max_pool, nearest
+from cnninv_jax.crelu.reconstruction import reconstruct, reconstruct_pooled
+from cnninv_jax.operators import ConvOperator, analysis
+
+#: What is done to an estimate of features before it is taken for features: nothing, as in the paper; negative ones
+#: are set to zero; or it is replaced by the nearest features that a CReLU (and max-pooling with these switches) has.
+Feasible: TypeAlias = Literal["none", "clip", "nearest"]
+FEASIBLE: tuple[Feasible, ...] = get_args(Feasible)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["op", "bias"], meta_fields=["pool", "pool_stride"])
+@dataclasses.dataclass(frozen=True)
+class CReLULayer:
+    """One layer: convolution, CReLU, and max-pooling if it has a window. Filters and bias are data, the rest static.
+
+    Attributes:
+        op: the convolution W; its M are the 2 K channels that the layer below hands on.
+        bias: b, [K]; None for none.
+        pool: max-pooling window, one integer or one per axis; None for no pooling. The whole response is ``op.shifts``.
+        pool_stride: step from window to window; None for windows side by side.
+    """
+
+    op: ConvOperator
+    bias: Float[Array, " K"] | None = None
+    pool: PerAxis | None = None
+    pool_stride: PerAxis | None = None
+
+    def __post_init__(self) -> None:
+        """Make tuples of what a user may give as lists: static fields are hashed."""
+        for name in ("pool", "pool_stride"):
+            value = getattr(self, name)
+            if isinstance(value, Sequence):
+                object.__setattr__(self, name, tuple(value))
+
+    @property
+    def window(self) -> tuple[int, ...] | None:
+        """Max-pooling window per axis."""
+        return None if self.pool is None else per_axis(self.pool, self.op.rank, "pool")
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """(2 K, *n), or (2 K, *regions) with pooling: the shape of what the layer hands on."""
+        shifts, window = self.op.shifts, self.window
+        if window is not None:
+            step = window if self.pool_stride is None else per_axis(self.pool_stride, self.op.rank, "pool_stride")
+            shifts = tuple((n - size) // move + 1 for n, size, move in zip(shifts, window, step, strict=True))
+        return (2 * self.op.num_filters, *shifts)
+
+
+class Forward(NamedTuple):
+    """What every layer took and handed on.
+
+    Attributes:
+        x: the signal, [M, *D].
+        features: f_l of every layer, the first layer first, [2 K_l, *n_l] or, with pooling, [2 K_l, *regions_l].
+        switches: those of `max_pool` where a layer pools, None where it does not.
+    """
+
+    x: Signal
+    features: tuple[Float[Array, " K2 *n"], ...]
+    switches: tuple[Int[Array, " K2 *regions"] | None, ...]
+
+    @property
+    def signals(self) -> tuple[Signal, ...]:
+        """What every layer took: x, f_1, ..., f_{L-1}."""
+        return (self.x, *self.features[:-1])
+
+
+class Inversion(NamedTuple):
+    """Estimates of what every layer took, from the features of the top alone.
+
+    Attributes:
+        signals: x', then the estimates of f_1, ..., f_{L-1} as the layers below were inverted from them.
+        residuals: of the least-squares problem of every layer, see `PseudoInverseResult`, [L].
+        num_steps: iterations of every layer, [L].
+        status: how every layer's iteration ended, a `PseudoInverseStatus`, [L].
+        errors: |estimate - truth| / |truth| of every signal, [L]; None without truth.
+    """
+
+    signals: tuple[Signal, ...]
+    residuals: Float[Array, " L"]
+    num_steps: Int[Array, " L"]
+    status: Int[Array, " L"]
+    errors: Float[Array, " L"] | None
+
+
+def forward(layers: Sequence[CReLULayer], x: ArrayLike) -> Forward:
+    """Return the features of every layer (Shang et al. 2016, 2.2): f_l = pool(rho_c(W_l f_{l-1} + b_l)).
+
+    Args:
+        layers: the first layer first.
+        x: signal, [M, *D].
+
+    Raises:
+        ValueError: no layer, a layer that does not take what the one below hands on, or x of another shape.
+    """
+    check_layers(layers)
+    signal = as_float(x)
+    current, features, switches = signal, [], []
+    for layer in layers:
+        responses = analysis(layer.op, current)
+        if layer.bias is not None:
+            bias = jnp.asarray(layer.bias, responses.dtype)
+            responses = responses + bias.reshape(-1, *(1,) * layer.op.rank)
+        if layer.window is None:
+            current, switch = crelu(responses), None
+        else:
+            current, switch = max_pool(responses, layer.window, stride=layer.pool_stride)
+        features.append(current)
+        switches.append(switch)
+    return Forward(signal, tuple(features), tuple(switches))
+
+
+def invert(
+    layers: Sequence[CReLULayer],
+    features: ArrayLike,
+    switches: Sequence[Int[Array, " K2 *regions"] | None] | None = None,
+    *,
+    tol: float = 1e-6,
+    max_steps: int = 1000,
+    feasible: Feasible = "none",
+    truth: Sequence[ArrayLike] | None = None,
+) -> Inversion:
+    """Return the signal reconstructed from the features of the top layer (Shang et al. 2016, Fig. 5).
+
+    Args:
+        layers: the first layer first.
+        features: of the top layer, `Forward.features[-1]`.
+        switches: of every layer, `Forward.switches`; None where no layer pools.
+        tol: relative residual at which every layer's least squares stops, see `pseudo_inverse`.
+        max_steps: most iterations of a layer.
+        feasible: what is done to an estimate of features before the layer below is inverted from it.
+        truth: `Forward.signals`, to have the errors.
+
+    Raises:
+        ValueError: layers that do not follow on one another, features, switches or truth of another shape or number,
+            or an unknown feasible.
+    """
+    check_layers(layers)
+    if feasible not in FEASIBLE:
+        raise ValueError(f"expected feasible to be one of {', '.join(FEASIBLE)}, got {feasible!r}")
+    placed = _check_switches(layers, switches)
+    current = as_float(features)
+    if current.shape != layers[-1].output_shape:
+        raise ValueError(
+            f"expected the features of layer {len(layers)}, of shape {layers[-1].output_shape}, got {current.shape}"
+        )
+    found, signals = [], []
+    for number in reversed(range(len(layers))):
+        layer, switch = layers[number], placed[number]
+        if number < len(layers) - 1:
+            current = _feasible(current, switch, feasible)
+            signals.append(current)
+        if switch is None:
+            step = reconstruct(layer.op, current, bias=layer.bias, tol=tol, max_steps=max_steps)
+        else:
+            step = reconstruct_pooled(layer.op, current, switch, bias=layer.bias, tol=tol, max_steps=max_steps)
+        found.append(step)
+        current = step.signal
+    signals.append(current)
+    signals.reverse()
+    found.reverse()
+    return Inversion(
+        tuple(signals),
+        jnp.stack([step.residual for step in found]),
+        jnp.stack([step.num_steps for step in found]),
+        jnp.stack([step.status for step in found]),
+        None if truth is None else _errors(signals, truth),
+    )
+
+
+def check_layers(layers: Sequence[CReLULayer]) -> None:
+    """Refuse layers that do not follow on one another.
+
+    Raises:
+        ValueError: no layer, a bias of another shape than [K], or a layer whose signal has another shape than what the
+            one below hands on.
+    """
+    if not layers:
+        raise ValueError("expected at least one layer, got none")
+    for number, layer in enumerate(layers, start=1):
+        if layer.bias is not None and jnp.shape(layer.bias) != (layer.op.num_filters,):
+            raise ValueError(
+                f"expected a bias of shape [K] = ({layer.op.num_filters},) in layer {number}, got "
+                f"{jnp.shape(layer.bias)}"
+            )
+        if layer.pool is None and layer.pool_stride is not None:
+            raise ValueError(f"expected a pooling window beside pool_stride={layer.pool_stride} in layer {number}")
+    for number, (below, above) in enumerate(itertools.pairwise(layers), start=1):
+        if above.op.input_shape != below.output_shape:
+            raise ValueError(
+                f"expected layer {number + 1} to take signals of shape {below.output_shape}, both phases of "
+                f"{below.op.num_filters} filters as layer {number} hands them on, got an operator for "
+                f"{above.op.input_shape}"
+            )
+
+
+def _check_switches(layers: Sequence[CReLULayer], switches: Sequence[Array | None] | None) -> Sequence[Array | None]:
+    placed = [None] * len(layers) if switches is None else switches
+    if len(placed) != len(layers):
+        raise ValueError(f"expected switches of {len(layers)} layers (None without pooling), got {len(placed)}")
+    for number, (layer, switch) in enumerate(zip(layers, placed, strict=True), start=1):
+        expected = None if layer.window is None else layer.output_shape
+        given = None if switch is None else jnp.shape(switch)
+        if given != expected:
+            raise ValueError(f"expected switches of shape {expected} for layer {number}, got {given}")
+    return placed
+
+
+def _feasible(features: Signal, switch: Array | None, feasible: Feasible) -> Signal:
+    """Return what stands for the features in the layer below."""
+    if feasible == "none":
+        return features
+    if feasible == "clip" or switch is not None:
+        positive = jnp.maximum(features, 0)
+        return positive if feasible == "clip" or switch is None else jnp.where(switch < 0, 0, positive)
+    return nearest(features)
+
+
+def _errors(signals: Sequence[Signal], truth: Sequence[ArrayLike]) -> Float[Array, " L"]:
+    if len(truth) != len(signals):
+        raise ValueError(f"expected the truth of {len(signals)} signals (x and the features below), got {len(truth)}")
+    errors: list[Scalar] = []
+    for number, (signal, true) in enumerate(zip(signals, truth, strict=True)):
+        if jnp.shape(true) != signal.shape:
+            raise ValueError(f"expected truth {number} of shape {signal.shape}, got {jnp.shape(true)}")
+        dtype = wider(signal.dtype, as_float(true).dtype)
+        size = norm(jnp.asarray(true).astype(dtype))
+        difference = norm(signal.astype(dtype) - jnp.asarray(true).astype(dtype))
+        # A zero signal rebuilt as zero is exact.
+        errors.append(jnp.where(size == 0, difference, difference / jnp.where(size == 0, 1, size)))
+    return jnp.stack(errors)
