@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnninv_jax._typing import Array, Bool, Float, Int
+from cnninv_jax.crelu._largest import Largest, allowed
 
 #: How a response becomes what is compared with the threshold: [h]_+ for ReLU, |h| for CReLU (appendix D).
 Reading: TypeAlias = Literal["relu", "crelu"]
@@ -112,13 +112,13 @@ def firing_thresholds(
     Cost: one pass; in memory the largest responses, a share ``rate`` of all, about three times.
     """
     _check(pictures, rate, reading, chunk)
-    found: list[_Largest] = []
+    found: list[Largest] = []
     structure = None
     for _, batch in _chunks(pictures, chunk):
         maps, tree = _maps(features, batch if original is None else original(batch))
         if structure is None:
             structure = tree
-            found = [_Largest(_allowed(rate, len(pictures), leaf.shape[2:]), leaf.shape[1:]) for leaf in maps]
+            found = [Largest(allowed(rate, len(pictures), leaf.shape[2:]), leaf.shape[1:]) for leaf in maps]
         for largest, leaf in zip(found, maps, strict=True):
             largest.add(np.asarray(_read(leaf, reading)))
     return jax.tree.unflatten(structure, [largest.threshold() for largest in found])
@@ -274,27 +274,6 @@ def seen_once(counts: Firings) -> np.ndarray:
     return np.count_nonzero(counts.fired, axis=0) == 1
 
 
-def inside(length: int, layers: Sequence[tuple[int, int, int]], *, margin: int = 0) -> tuple[int, int]:
-    """Return the places first, ..., stop - 1 of a map's axis that see no padding and none of the stimulus' margin.
-
-    Zeros around a stimulus are at the same place for all stimuli: what fires there looks invariant and is not.
-
-    Args:
-        length: of the stimulus, along the axis.
-        layers: (filter or pooling length, stride, padding on either side) of every layer up to the map.
-        margin: pixels at either end of the stimulus that are not to be seen.
-
-    Returns:
-        First and stop; equal if no place is inside.
-    """
-    first, stop, size = margin, length - margin, length
-    for window, stride, padding in layers:
-        size = (size + 2 * padding - window) // stride + 1
-        first = -(-(first + padding) // stride)
-        stop = min((stop + padding - window) // stride + 1, size)
-    return (first, stop) if first < stop else (0, 0)
-
-
 class _Table(NamedTuple):
     """Counts of one layer as they grow, see `Firings`."""
 
@@ -307,49 +286,6 @@ class _Table(NamedTuple):
     def empty(cls, transforms: int, rows: int, filters: int) -> _Table:
         shapes = (rows,), (rows, filters), (transforms, rows, filters), (transforms, rows, filters)
         return cls(*(np.zeros(shape, np.int64) for shape in shapes))
-
-
-class _Largest:
-    """The largest values of every filter, as they come, and from them the threshold."""
-
-    def __init__(self, allowed: int, shape: tuple[int, ...]) -> None:
-        self._keep, self._shape = allowed + 1, shape
-        self._held: list[np.ndarray] = []
-        self._waiting = 0
-        self._finite = np.ones(shape[0], bool)
-
-    def add(self, maps: np.ndarray) -> None:
-        if maps.shape[1:] != self._shape:
-            raise ValueError(f"expected maps of shape {self._shape} for all pictures, got {maps.shape[1:]}")
-        values = np.moveaxis(maps, 1, 0).reshape(self._shape[0], -1)
-        self._finite &= np.isfinite(values).all(axis=1)
-        self._held.append(values)
-        self._waiting += values.shape[1]
-        if self._waiting > self._keep // 2:
-            self._forget()
-
-    def _forget(self) -> None:
-        values = np.concatenate(self._held, axis=1)
-        rest = values.shape[1] - self._keep
-        # A copy: what is partitioned away is to be freed.
-        self._held = [np.partition(values, rest, axis=1)[:, rest:].copy() if rest > 0 else values]
-        self._waiting = 0
-
-    def threshold(self) -> np.ndarray:
-        self._forget()
-        return np.where(self._finite, self._held[0].min(axis=1), np.array(np.nan, self._held[0].dtype))
-
-
-def _allowed(rate: float, pictures: int, shape: tuple[int, ...]) -> int:
-    """Return floor(rate N) for the decimal number that the user wrote."""
-    places = pictures * math.prod(shape)
-    allowed = math.floor(Fraction(str(float(rate))) * places)
-    if allowed < 1:
-        raise ValueError(
-            f"expected at least {math.ceil(1 / rate)} locations for a firing rate of {rate:g}, got {places} (maps of "
-            f"{tuple(shape)}, {pictures} pictures); take more or larger pictures"
-        )
-    return allowed
 
 
 def _check(pictures: Any, rate: float, reading: str, chunk: int) -> None:
@@ -415,7 +351,6 @@ __all__ = [
     "firing_thresholds",
     "firings",
     "global_rate",
-    "inside",
     "invariance_score",
     "layer_mean",
     "local_rate",

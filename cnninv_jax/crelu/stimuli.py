@@ -143,6 +143,27 @@ def large_stimuli(picture: PerAxis, size: PerAxis) -> tuple[View, ...]:
     return (flip(picture, size), rotation(picture, size), *crops)
 
 
+def inside(length: int, layers: Sequence[tuple[int, int, int]], *, margin: int = 0) -> tuple[int, int]:
+    """Return the places first, ..., stop - 1 of a map's axis that see no padding and none of the stimulus' margin.
+
+    Zeros around a stimulus are at the same place for all stimuli: what fires there looks invariant and is not.
+
+    Args:
+        length: of the stimulus, along the axis.
+        layers: (filter or pooling length, stride, padding on either side) of every layer up to the map.
+        margin: pixels at either end of the stimulus that are not to be seen.
+
+    Returns:
+        First and stop; equal if no place is inside.
+    """
+    first, stop, size = margin, length - margin, length
+    for window, stride, padding in layers:
+        size = (size + 2 * padding - window) // stride + 1
+        first = -(-(first + padding) // stride)
+        stop = min((stop + padding - window) // stride + 1, size)
+    return (first, stop) if first < stop else (0, 0)
+
+
 def _window(name: str, picture: PerAxis, size: PerAxis | None) -> View:
     lengths = per_axis(picture, 2, "picture")
     sides = lengths if size is None else per_axis(size, 2, "size")
@@ -177,6 +198,7 @@ __all__ = [
     "View",
     "corners",
     "flip",
+    "inside",
     "large_stimuli",
     "original",
     "rotation",
