@@ -13,7 +13,7 @@ import numpy as np
 
 from cnninv_jax import dcsc
 from cnninv_jax._typing import Array, Code, Float, Int, PRNGKeyArray, Scalar, Signal
-from cnninv_jax.dcsc.forward import Forward, compare, default_thresholds, forward, support
+from cnninv_jax.dcsc.forward import Forward, compare, default_thresholds, forward, supports
 from cnninv_jax.dcsc.layered import Layered, layered_basis_pursuit, layered_iht
 from cnninv_jax.dcsc.noise import noise
 from cnninv_jax.recovery import RESULTS, LassoStatus
@@ -62,15 +62,15 @@ class Problem(NamedTuple):
         """S_l = |X^(l)|_{0,inf}^Q."""
         return jnp.stack(
             [
-                stripe_norm(support(code), layer.op.length, stride=layer.op.stride, padding=layer.op.padding)
-                for layer, code in zip(self.model, self.truth[1:], strict=True)
+                stripe_norm(active, layer.op.length, stride=layer.op.stride, padding=layer.op.padding)
+                for layer, active in zip(self.model, supports(self.truth[1:]), strict=True)
             ]
         )
 
     @property
     def counts(self) -> Int[Array, " L"]:
         """Non-zeros of X^(l)."""
-        return jnp.stack([jnp.sum(support(code), dtype=np.int32) for code in self.truth[1:]])
+        return jnp.stack([jnp.sum(active, dtype=np.int32) for active in supports(self.truth[1:])])
 
     @property
     def iht_tol(self) -> Scalar:

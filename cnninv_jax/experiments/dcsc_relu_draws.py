@@ -15,7 +15,7 @@ import numpy as np
 
 from cnninv_jax import dcsc
 from cnninv_jax._typing import Array, Code, PRNGKeyArray
-from cnninv_jax.dcsc.forward import Forward, Projection, default_thresholds, forward, support
+from cnninv_jax.dcsc.forward import Forward, Projection, default_thresholds, forward, supports
 from cnninv_jax.dcsc.generate import coherences, generate
 from cnninv_jax.sparsity.norms import stripe_norm
 from cnninv_jax.sparsity.thresholds import relu_threshold
@@ -97,7 +97,7 @@ def _passes(model: dcsc.Layers, code: Code, factors: Array) -> Outcome:
         name: forward(model, path[0], how, thresholds=betas * factors if name in SHRINKING else betas, truth=path)
         for name, (how, _) in PROJECTIONS.items()
     }
-    active = [support(one) for one in path[1:]]
+    active = list(supports(path[1:]))
     below = [one < 0 for one in path[1:]]
     return {
         "entries": jnp.stack([jnp.sum(there) for there in active]),
