@@ -247,18 +247,20 @@ def invariance_score(counts: Firings) -> Estimate:
     return Estimate(values, local.influence / reached[:, None] - values[..., None] * own)
 
 
-def layer_mean(estimate: Estimate) -> Estimate:
+def layer_mean(estimate: Estimate, *, where: np.ndarray | None = None) -> Estimate:
     """Return the mean over transformations and over the filters that have a value (appendix D's last step).
 
     Args:
         estimate: of `local_rate` or `invariance_score`, [V, K]; or rows of it, for some of the transformations.
+        where: which filters count, [K]. `Firings.tuned` leaves out those below the global firing rate: S of a filter
+            that fires at one of 10,000 locations reaches 10,000, and a few of them make the mean.
 
     Returns:
         One value, NaN if no filter has one, with influences [groups]. Filters without a value are left out; count them
         by ``np.isnan(estimate.value).any(axis=0).sum()``.
     """
     each = filter_mean(estimate)
-    held = ~np.isnan(each.value)
+    held = ~np.isnan(each.value) if where is None else ~np.isnan(each.value) & where
     if not held.any():
         return Estimate(np.asarray(np.nan), np.full(each.influence.shape[-1:], np.nan))
     return Estimate(np.asarray(each.value[held].mean()), each.influence[held].mean(axis=0))
