@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jax.typing import ArrayLike
 
-from cnninv_jax._numerics import as_float
+from cnninv_jax._numerics import as_float, norm, per_axis, wider
 from cnninv_jax._typing import Array, Code, Float, Int, Scalar, Signal
-from cnninv_jax.operators import ConvOperator, analysis, synthesis
+from cnninv_jax.operators import ConvOperator, synthesis
+from cnninv_jax.recovery._conjugate import ConjugateGradients
+from cnninv_jax.recovery._normal import normal_operator
+from cnninv_jax.recovery._patchwise import coverage, left_inverse, may_span
+
+
+class PseudoInverseStatus(enum.IntEnum):
+    """How a `pseudo_inverse` ended; each has a message."""
+
+    CONVERGED = 0
+    CAP = 1
+    ZERO = 2
+    NOT_FINITE = 3
+    ROUNDING = 4
+
+    @property
+    def message(self) -> str:
+        """What happened and what to do."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    PseudoInverseStatus.CONVERGED: "the relative residual of the normal equations is at most tol",
+    PseudoInverseStatus.CAP: "the relative residual is above tol after max_steps iterations: raise max_steps or tol",
+    PseudoInverseStatus.ZERO: "W^T S z is zero: z holds nothing that W could have made, and x' = 0 is exact",
+    PseudoInverseStatus.NOT_FINITE: (
+        "z, the filters or the weights are not finite, they overflow, or a weight is negative: the signal is not valid"
+    ),
+    PseudoInverseStatus.ROUNDING: (
+        "iterations no longer lower the residual, which is above tol: tol is less than this dtype reaches with these "
+        "filters; raise tol or compute in float64"
+    ),
+}
 
 
 class PseudoInverseResult(NamedTuple):
@@ -19,8 +54,8 @@ class PseudoInverseResult(NamedTuple):
 
     Attributes:
         signal: x', [M, *D].
-        residual: |W^T S (z - W x')| / |W^T S z|, of the normal equations; 0 where W^T S z = 0.
-        num_steps: iterations taken.
+        residual: |W^T S (z - W x')| / |W^T S z|, of the normal equations, computed from x'; 0 where W^T S z = 0.
+        num_steps: iterations taken, each one product by W^T S W; 0 where the patchwise solution sufficed.
         status: how it ended, a `PseudoInverseStatus`.
     """
 
@@ -37,30 +72,120 @@ def pseudo_inverse(
     weights: Float[ArrayLike, " K *n"] | None = None,
     tol: float = 1e-6,
     max_steps: int = 1000,
+    patchwise: bool = True,
 ) -> PseudoInverseResult:
-    """Return x' = (S^(1/2) W)^+ S^(1/2) z: of the minimisers of sum S (z - W x)^2 the smallest.
+    """Return x' = (S^(1/2) W)^+ S^(1/2) z: of the minimisers of sum S (z - W x)^2 the smallest (Algs. 1 and 2).
 
-    DRAFT: conjugate gradients on the normal equations.
+    Conjugate gradients on W^T S W x = W^T S z, from 0: every iterate lies in the range of W^T, so the limit is the
+    pseudo-inverse's, for banks of any rank. Banks whose filters span every patch (K >= M prod(l), and of full rank
+    beyond doubt of rounding, which is looked at in every call) begin at N^-1 E^T F^+ z, the patches that F^+ gives,
+    averaged: for z = W x this is x but for rounding, at any condition number; and their directions are divided by N,
+    which undoes how few shifts see the border. There the solution is unique but for samples that no shift sees, which
+    stay 0.
+
+    Args:
+        op: the layer W. Its products are never rounded here, whatever ``op.products``.
+        z: responses, [K, *n]; of a CReLU those of `crelu.inverse`.
+        weights: S, [K, *n], at least 0: 0 leaves a response out (Alg. 2); None for ones.
+        tol: relative residual of the normal equations to stop at. |W (x' - x)| / |W x| is that of z; with
+            condition number c of W it is at most c tol.
+        max_steps: iterations, at most.
+        patchwise: whether to begin at the patchwise solution, where there is one.
+
+    Returns:
+        The signal and what it took, in the wider dtype of filters and z (computed in float32 at least).
+        Differentiable once in z, filters and weights.
+
+    Raises:
+        ValueError: z or weights of another shape, a negative tol, or max_steps below 1.
+
+    Cost: one synthesis of 2 M channels (M without a patchwise start) and, for every iteration, M^2 prod(2 l - 1)
+    multiply-adds a sample with stride 1 and no weights, or an analysis and a synthesis, whichever is less. Memory: a few
+    signals, and codes only for the latter.
     """
-    dtype = jnp.promote_types(as_float(z).dtype, op.dtype)
-    code: Code = jnp.asarray(z, dtype)
-    scale = jnp.ones((), dtype) if weights is None else jnp.asarray(weights, dtype)
+    (limit,) = per_axis(max_steps, 1, "max_steps")
+    if isinstance(tol, int | float) and not tol >= 0:
+        raise ValueError(f"expected a tolerance of at least 0, got {tol}")
+    given = as_float(z)
+    dtype = wider(given.dtype, op.dtype)
+    work = wider(dtype, np.float32)
+    code, scale = _checked(op, given, work, weights)
+    # Filters of about unit size: squares of squares neither overflow nor vanish.
+    filters = op.filters.astype(work)
+    unit = jax.lax.stop_gradient(jnp.max(jnp.abs(filters)))
+    unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
+    op = dataclasses.replace(op, filters=filters / unit, products="float32")
 
-    def normal(x: Signal) -> Signal:
-        return synthesis(op, scale * analysis(op, x))
-
-    right = synthesis(op, scale * code)
-    size = jnp.sqrt(jnp.sum(jnp.square(right)))
-    safe = jnp.where(size == 0, 1, size)
+    normal = normal_operator(op, scale)
+    right, start, diagonal = _begin(op, code, scale, patchwise)
+    size = _size(right)
+    right, start = right / size, jax.lax.stop_gradient(start / size)
     matrix = lx.FunctionLinearOperator(
-        normal, jax.ShapeDtypeStruct(op.input_shape, dtype), tags=lx.positive_semidefinite_tag
+        normal, jax.ShapeDtypeStruct(op.input_shape, work), tags=lx.positive_semidefinite_tag
     )
-    solver = lx.CG(rtol=0.0, atol=tol, norm=_norm, max_steps=max_steps)
-    found = lx.linear_solve(matrix, right / safe, solver, throw=False)
-    signal = found.value * size
-    residual = _norm(right - normal(signal)) / safe
-    return PseudoInverseResult(signal, residual, found.stats["num_steps"], jnp.where(residual <= tol, 0, 1))
+    whole = jax.lax.stop_gradient(norm(right))
+    solver = ConjugateGradients(jnp.asarray(tol, work) * whole, limit)
+    rest = right if diagonal is None else right - normal(start)
+    options = {} if diagonal is None else {"diagonal": diagonal}
+    found = lx.linear_solve(matrix, rest, solver, options=options, throw=False)
+    solution = found.value + start if diagonal is not None else found.value
+
+    steps = found.stats["num_steps"]
+    residual = found.stats["size"] / jnp.where(whole > 0, whole, 1)
+    negative = jnp.zeros((), bool) if scale is None else jnp.any(scale < 0)
+    signal = solution * (size / unit)
+    finite = jnp.isfinite(residual) & jnp.isfinite(jnp.sum(jnp.abs(signal))) & ~negative
+    status = jnp.where(
+        ~finite,
+        PseudoInverseStatus.NOT_FINITE,
+        jnp.where(
+            whole == 0,
+            PseudoInverseStatus.ZERO,
+            jnp.where(
+                residual <= tol,
+                PseudoInverseStatus.CONVERGED,
+                jnp.where(steps >= limit, PseudoInverseStatus.CAP, PseudoInverseStatus.ROUNDING),
+            ),
+        ),
+    ).astype(np.int32)
+    return PseudoInverseResult(signal.astype(dtype), residual.astype(dtype), steps, status)
 
 
-def _norm(array: Array) -> Scalar:
-    return jnp.sqrt(jnp.sum(jnp.square(array)))
+def _checked(
+    op: ConvOperator, code: Code, dtype: jnp.dtype, weights: Float[ArrayLike, " K *n"] | None
+) -> tuple[Code, Code | None]:
+    """Refuse responses and weights of another shape; return both in one dtype."""
+    if code.shape != op.code_shape:
+        raise ValueError(
+            f"expected responses of shape (K, *n) = {op.code_shape}, got {code.shape}; operators take one example, use "
+            "jax.vmap for a batch"
+        )
+    if weights is None:
+        return code.astype(dtype), None
+    scale = as_float(weights)
+    if scale.shape != op.code_shape:
+        raise ValueError(f"expected weights of shape (K, *n) = {op.code_shape}, got {scale.shape}")
+    return code.astype(dtype), scale.astype(dtype)
+
+
+def _begin(
+    op: ConvOperator, code: Code, scale: Code | None, patchwise: bool
+) -> tuple[Signal, Signal, Float[Array, " #M *D"] | None]:
+    """Return W^T S z, where to begin, and what directions are multiplied by (None: nothing, from 0)."""
+    if scale is not None or not patchwise or not may_span(op):
+        right = synthesis(op, code if scale is None else scale * code)
+        return right, jnp.zeros_like(right), None
+    inverse, full = left_inverse(jax.lax.stop_gradient(op.filters.reshape(op.num_filters, -1)))
+    patches = inverse.T.reshape(op.filters.shape)
+    # Both in one pass over z, which is by far the largest array.
+    both = synthesis(dataclasses.replace(op, filters=jnp.concatenate([op.filters, patches], axis=1)), code)
+    seen = coverage(op)
+    share = jnp.asarray(1 / np.maximum(seen, 1), op.dtype)[None]
+    start = both[op.channels :] * share
+    return both[: op.channels], start, jnp.where(full, share, 1)
+
+
+def _size(right: Signal) -> Scalar:
+    """Return the largest entry's size, 1 where that is nothing to divide by."""
+    size = jax.lax.stop_gradient(jnp.max(jnp.abs(right)))
+    return jnp.where((size > 0) & jnp.isfinite(size), size, 1)
