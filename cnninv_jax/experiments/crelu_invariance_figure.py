@@ -27,8 +27,8 @@ def invariance_figure(report: Mapping[str, Any], dataset: Any) -> Figure:
     p, found = report["parameters"], report["findings"]
     kinds = list(found["networks"])
     figure = Figure(figsize=(max(4.4, 0.62 * len(found["outputs"])) * len(kinds) + 0.8, 7.6), layout="constrained")
-    figure.suptitle(f"{report['source']}: invariance scores layer by layer\n\n", fontsize=13, fontweight="bold")
-    figure.text(0.5, 0.942, _subtitle(p, found), ha="center", va="center", fontsize=9, color="0.3")
+    figure.suptitle(f"{report['source']}: invariance scores layer by layer\n\n\n", fontsize=13, fontweight="bold")
+    figure.text(0.5, 0.935, _subtitle(p, found), ha="center", va="center", fontsize=9, color="0.3")
     upper, lower = figure.subplots(2, len(kinds), squeeze=False, sharey="row", sharex="col")
     for top, bottom, kind in zip(upper, lower, kinds, strict=True):
         outputs = found["networks"][kind]["outputs"]
@@ -55,7 +55,8 @@ def _subtitle(p: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     moved = f"shifts by {p['shift']} pixels" if p["translations"] == "shifts" else "crops of the four corners"
     return (
         f"{len(found['pictures'])} pictures ({_source(found)}), stimuli {p['size']} x {p['size']}; flip, rotation by "
-        f"15°, {moved}; locations: {p['locations']}; 95% intervals over networks and pictures; dotted: unrelated stimuli"
+        f"15°, {moved}; locations: {p['locations']}\nS over filters that fire at the rate {p['rate']:g}; 95% intervals "
+        "over networks and pictures; dotted: unrelated stimuli"
     )
 
 

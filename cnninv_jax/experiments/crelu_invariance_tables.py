@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 #: Networks in words.
-KINDS_OF_NETWORK = {"given": "given filters, ReLU", "relu": "random, ReLU", "crelu": "random, CReLU"}
+KINDS_OF_NETWORK = {"given": "given filters", "relu": "random ReLU", "crelu": "random CReLU"}
 #: The reading that belongs to a network: what it hands on.
 OWN = {"given": "relu", "relu": "relu", "crelu": "crelu"}
 #: Shares of the filters that lie below.
@@ -137,7 +137,9 @@ def tables(content: Mapping[str, Any], p: Mapping[str, Any]) -> tuple[Table, ...
 def title_of(content: Mapping[str, Any], kind: str) -> str:
     """Return a kind of network in words, and how many there are."""
     count = content["networks"][kind]["networks"]
-    return f"filters {content['origin']}, ReLU" if kind == "given" else f"{count} {KINDS_OF_NETWORK[kind]} networks"
+    if kind == "given":
+        return f"given ReLU network ({content['origin']})"
+    return f"{count} {KINDS_OF_NETWORK[kind]} networks"
 
 
 def _scores(content: Mapping[str, Any], p: Mapping[str, Any], kind: str) -> Table:
@@ -159,7 +161,8 @@ def _scores(content: Mapping[str, Any], p: Mapping[str, Any], kind: str) -> Tabl
             "95% intervals of the mean over filters, one row at a time (no correction for several), over "
             "networks and pictures with thresholds held; differences are of the same networks and pictures.",
             "The paper does not say whether Fig. 4 shows L or S. S is the mean over the filters that reach the global "
-            f"rate {p['rate']:g}, L over all that fire (the last table counts them). A pooled map fires where the largest response of a region does.",
+            f"rate {p['rate']:g}, L over all that fire (the last table counts them). A pooled map fires where the "
+            "largest response of a region does.",
         )
     return Table(
         f"Invariance scores, {title_of(content, kind)}", (*columns, "S of |h| minus S of [h]+"), tuple(rows), notes
