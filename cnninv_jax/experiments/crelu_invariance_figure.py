@@ -44,7 +44,7 @@ def invariance_figure(report: Mapping[str, Any], dataset: Any) -> Figure:
             axes.set_axisbelow(True)
         bottom.set_xticks(range(len(outputs)), list(outputs), rotation=45, ha="right", fontsize=9)
     for row, label in zip((upper, lower), ("mean over transformations", "by transformation"), strict=True):
-        row[0].set_ylim(0, None)
+        row[0].set_ylim(0, 1.35 * row[0].get_ylim()[1])  # headroom for the legends
         row[0].set_ylabel(f"invariance score $S = L/G$\n{label}")
         right = row[-1].secondary_yaxis("right", functions=(lambda s: s * p["rate"], lambda rate: rate / p["rate"]))
         right.set_ylabel(f"local firing rate $L$ at $G$ = {p['rate']:g}")
@@ -91,7 +91,7 @@ def _readings(axes: Axes, outputs: Mapping[str, Any], own: str) -> None:
         )  # fmt: skip
     axes.vlines([], [], [], color="0.5", alpha=0.5, linewidth=5.5, label="half of the filters")
     axes.vlines([], [], [], color="0.5", alpha=0.5, linewidth=2.0, label="nine in ten filters")
-    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    axes.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
 
 
 def _transformations(axes: Axes, outputs: Mapping[str, Any], own: str, p: Mapping[str, Any]) -> None:

@@ -163,6 +163,7 @@ def _scores(content: Mapping[str, Any], p: Mapping[str, Any], kind: str) -> Tabl
             "The paper does not say whether Fig. 4 shows L or S. S is the mean over the filters that reach the global "
             f"rate {p['rate']:g}, L over all that fire (the last table counts them). A pooled map fires where the "
             "largest response of a region does.",
+            *(f"{note[:1].upper()}{note[1:].rstrip('.')}." for note in content["notes"]),
         )
     return Table(
         f"Invariance scores, {title_of(content, kind)}", (*columns, "S of |h| minus S of [h]+"), tuple(rows), notes
@@ -198,7 +199,8 @@ def _comparison(content: Mapping[str, Any]) -> Table:
     ]
     notes.append(
         "Each network by the reading that belongs to it, [h]+ for ReLU and |h| for CReLU; the same pictures, so that "
-        "differences are free of them as far as networks agree. The paper's comparison is of trained networks."
+        "differences are free of them as far as networks agree. The paper's comparison is of trained networks. S does "
+        "not ask what a filter is for: one that answers to broad areas of one colour scores high."
     )
     return Table(
         "S minus that of random ReLU networks",
