@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from cnninv_jax._numerics import as_float, norm, per_axis, wider
+from cnninv_jax._numerics import as_float, norm, wider
 from cnninv_jax._typing import Array, Float, Int, PerAxis, Scalar, Signal
-from cnninv_jax.crelu.activation import crelu, max_pool, nearest
+from cnninv_jax.crelu.activation import crelu, max_pool, nearest, window_and_step
 from cnninv_jax.crelu.reconstruction import reconstruct, reconstruct_pooled
 from cnninv_jax.operators import ConvOperator, analysis
 
@@ -55,17 +55,12 @@ class CReLULayer:
                 object.__setattr__(self, name, tuple(value))
 
     @property
-    def window(self) -> tuple[int, ...] | None:
-        """Max-pooling window per axis."""
-        return None if self.pool is None else per_axis(self.pool, self.op.rank, "pool")
-
-    @property
     def output_shape(self) -> tuple[int, ...]:
         """(2 K, *n), or (2 K, *regions) with pooling: the shape of what the layer hands on."""
-        shifts, window = self.op.shifts, self.window
-        if window is not None:
-            step = window if self.pool_stride is None else per_axis(self.pool_stride, self.op.rank, "pool_stride")
-            shifts = tuple((n - size) // move + 1 for n, size, move in zip(shifts, window, step, strict=True))
+        shifts = self.op.shifts
+        if self.pool is not None:
+            window, stride = window_and_step(shifts, self.pool, self.pool_stride)
+            shifts = tuple((n - size) // step + 1 for n, size, step in zip(shifts, window, stride, strict=True))
         return (2 * self.op.num_filters, *shifts)
 
 
@@ -124,10 +119,10 @@ def forward(layers: Sequence[CReLULayer], x: ArrayLike) -> Forward:
         if layer.bias is not None:
             bias = jnp.asarray(layer.bias, responses.dtype)
             responses = responses + bias.reshape(-1, *(1,) * layer.op.rank)
-        if layer.window is None:
+        if layer.pool is None:
             current, switch = crelu(responses), None
         else:
-            current, switch = max_pool(responses, layer.window, stride=layer.pool_stride)
+            current, switch = max_pool(responses, layer.pool, stride=layer.pool_stride)
         features.append(current)
         switches.append(switch)
     return Forward(signal, tuple(features), tuple(switches))
@@ -208,6 +203,7 @@ def check_layers(layers: Sequence[CReLULayer]) -> None:
             )
         if layer.pool is None and layer.pool_stride is not None:
             raise ValueError(f"expected a pooling window beside pool_stride={layer.pool_stride} in layer {number}")
+        _ = layer.output_shape  # refuses a window longer than the responses, above the last layer too
     for number, (below, above) in enumerate(itertools.pairwise(layers), start=1):
         if above.op.input_shape != below.output_shape:
             raise ValueError(
@@ -222,7 +218,7 @@ def _check_switches(layers: Sequence[CReLULayer], switches: Sequence[Array | Non
     if len(placed) != len(layers):
         raise ValueError(f"expected switches of {len(layers)} layers (None without pooling), got {len(placed)}")
     for number, (layer, switch) in enumerate(zip(layers, placed, strict=True), start=1):
-        expected = None if layer.window is None else layer.output_shape
+        expected = None if layer.pool is None else layer.output_shape
         given = None if switch is None else jnp.shape(switch)
         if given != expected:
             raise ValueError(f"expected switches of shape {expected} for layer {number}, got {given}")
