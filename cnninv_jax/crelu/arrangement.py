@@ -44,9 +44,14 @@ class Faces(NamedTuple):
     projectors: Float[Array, "faces r r"]
 
 
-def num_candidates(samples: int, rank: int) -> int:
-    """Return how many faces `faces` looks at for points in general position: C(L, r - 1) 3^(r - 1)."""
-    return math.comb(samples, rank - 1) * 3 ** (rank - 1)
+def num_candidates(x: Float[ArrayLike, "L d"]) -> int:
+    """Return how many faces `faces` looks at: C(L, r - 1) 3^(r - 1), r the rank of the sample; 0 for zeros only.
+
+    Raises:
+        ValueError: a sample of another shape.
+    """
+    samples, rank = _reduced(x).shape
+    return math.comb(samples, rank - 1) * 3 ** (rank - 1) if rank else 0
 
 
 def faces(x: Float[ArrayLike, "L d"], *, most: int = 100_000) -> Faces:
@@ -64,19 +69,14 @@ def faces(x: Float[ArrayLike, "L d"], *, most: int = 100_000) -> Faces:
 
     Cost: C(L, r - 1) 3^(r - 1) faces of L + r^2 numbers, r the rank of the sample; NumPy, not to be traced.
     """
-    given = as_float(x)
-    if given.ndim != 2:
-        raise ValueError(f"expected a sample of shape [L, d], got {given.shape}")
-    points = _reduced(np.asarray(given, np.float64))
-    samples, rank = points.shape
-    count = num_candidates(samples, rank) if rank else 0
+    points, kind = _reduced(x), as_float(x).dtype
+    count = num_candidates(points)
     if not 0 < count <= most:
-        found = "zeros only" if not rank else f"{count} faces of {samples} points of rank {rank}"
+        found = f"{count} faces of {len(points)} points of rank {points.shape[1]}" if count else "zeros only"
         raise ValueError(f"expected a sample of at most {most} faces, got {found}; take fewer points, or `ascent`")
     moved = points + _SHIFT * np.abs(points).max() * np.random.default_rng(_SEED).normal(size=points.shape)
     signs = _signs(moved)
     projectors = _projectors(points, signs)
-    kind = given.dtype
     return Faces(
         jnp.asarray(points, kind),
         jnp.asarray(signs > 0, kind),
@@ -85,11 +85,16 @@ def faces(x: Float[ArrayLike, "L d"], *, most: int = 100_000) -> Faces:
     )
 
 
-def _reduced(x: np.ndarray) -> np.ndarray:
-    """Return the points in coordinates of their span."""
-    _, values, right = np.linalg.svd(x, full_matrices=False)
-    kept = values > _RANK * max(values.max(initial=0.0), np.finfo(np.float64).tiny)
-    return x @ right[kept].T
+def _reduced(x: ArrayLike) -> np.ndarray:
+    """Return the points in coordinates of their span, [L, r]."""
+    given = np.asarray(as_float(x), np.float64)
+    if given.ndim != 2:
+        raise ValueError(f"expected a sample of shape [L, d], got {given.shape}")
+    if not given.size:
+        return np.zeros((len(given), 0))
+    _, values, right = np.linalg.svd(given, full_matrices=False)
+    kept = values > _RANK * max(values[0], np.finfo(np.float64).tiny)
+    return given @ right[kept].T
 
 
 def _signs(points: np.ndarray) -> np.ndarray:
