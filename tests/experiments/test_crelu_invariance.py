@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
 from cnninv_jax import data
 from cnninv_jax.crelu import invariance, stimuli
@@ -206,3 +207,18 @@ def test_refusals_name_the_flag(change, message, tmp_path):
         reproduce_study(
             CRELU_INVARIANCE, InvarianceParameters(**change), StudyOptions(out=tmp_path / "out", quiet=True)
         )  # fmt: skip
+
+
+def test_filters_of_broad_areas_score_high():
+    """What the tables say of S: random colours, the same at all taps, against random filters whose taps sum to zero."""
+    images = data.load_pictures("embedded", size=48).images
+    bank = RNG.standard_normal((24, 3, 3, 3)).astype(np.float32)
+    colours = np.broadcast_to(bank.mean(axis=(2, 3), keepdims=True), bank.shape)
+    both = jnp.asarray(np.concatenate([colours, bank - colours]))
+    found = invariance.firings(
+        jax.jit(lambda x: jax.lax.conv(x - 0.5, both, (1, 1), "VALID")),
+        images, stimuli.small_stimuli(48, 38), reading="crelu", original=stimuli.original(48, 38), chunk=5,
+    )  # fmt: skip
+    score = invariance.filter_mean(invariance.invariance_score(found)).value
+    assert score[:24].mean() > 1.5 * score[24:].mean()
+    assert stats.mannwhitneyu(score[:24], score[24:], alternative="greater").pvalue < 1e-6
