@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnninv_jax import data, filters, rip
+from cnninv_jax.crelu.filters import pairing
 from cnninv_jax.experiments.analysis_constants import constants
+from cnninv_jax.experiments.analysis_pairing import beside_random
 from cnninv_jax.experiments.files import results_folder, save_json, writing
 from cnninv_jax.experiments.options import Precision, checked_seed
 from cnninv_jax.experiments.runs import another_run, default_folder
@@ -235,6 +237,7 @@ def _structure(options: AnalysisOptions, op: ConvOperator, bank: np.ndarray, key
         }
         if op.num_filters > 1:
             numbers["coherence_filters"] = coherence(op, over="filters")
+            numbers["pairing"] = pairing(op.filters).cosine
         return {**numbers, "lower_residual": bounds.lower_residual, "upper_residual": bounds.upper_residual}
 
     def of_random(key: jax.Array) -> dict[str, jax.Array]:
@@ -270,6 +273,7 @@ def _structure(options: AnalysisOptions, op: ConvOperator, bank: np.ndarray, key
         "compared": compared,
         "frame_residuals": {"lower": float(own["lower_residual"]), "upper": float(own["upper_residual"])},
         "cosines": _cosines(bank, key),
+        "pairing": beside_random(own["pairing"], beside["pairing"]) if op.num_filters > 1 else None,
     }  # fmt: skip
 
 

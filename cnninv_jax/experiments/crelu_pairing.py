@@ -148,7 +148,9 @@ def _shown(banks: list[Bank]) -> xr.Dataset | None:
     for place, bank in enumerate(banks):
         if bank.filters.ndim == 4 and bank.filters.shape[1] in (1, 3) and not bank.name.startswith("planted"):
             axes = (f"filter_{place}", f"channel_{place}", f"row_{place}", f"column_{place}")
-            found[f"filters_{place}"] = (axes, np.asarray(bank.filters, np.float32))
+            # As they look: red first.
+            ordered = bank.filters[:, ::-1] if bank.reverse else bank.filters
+            found[f"filters_{place}"] = (axes, np.asarray(ordered, np.float32))
     return xr.Dataset(found) if found else None
 
 

@@ -39,6 +39,7 @@ class Bank(NamedTuple):
         groups: into which filters fall; those of different groups see different channels and are not compared.
         outgoing: kernel of the next layer, [K', C, *ell], or None.
         reason: why there is none.
+        reverse: whether three channels are blue, green, red.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Bank(NamedTuple):
     groups: int = 1
     outgoing: Float[np.ndarray, "K2 C *ell"] | None = None
     reason: str = ""
+    reverse: bool = False
 
 
 def network_banks(network: data.Network, names: Sequence[str]) -> list[Bank]:
@@ -66,13 +68,14 @@ def network_banks(network: data.Network, names: Sequence[str]) -> list[Bank]:
     if not layers:
         raise ValueError(f"expected --weights with a layer of two filters or more, got none in {network.source!r}")
     banks = []
+    reverse = network.preprocessing is not None and network.preprocessing.reverse
     for layer in layers:
         if layer.num_filters <= layer.groups:
             raise ValueError(
                 f"expected --layers of two filters or more in a group, got {layer.name} of shape {layer.filters.shape}"
             )
         outgoing, reason = _outgoing(network, layer)
-        banks.append(Bank(layer.name, layer.filters, layer.groups, outgoing, reason))
+        banks.append(Bank(layer.name, layer.filters, layer.groups, outgoing, reason, reverse))
         if layer.groups > 1:
             banks.append(Bank(f"{layer.name}, as stored", layer.filters, 1, None, "see the layer by its groups"))
     return banks

@@ -172,8 +172,11 @@ def _against_pool(banks: Float[np.ndarray, "banks K"]) -> tuple[np.ndarray, np.n
 
 def _histogram(own: np.ndarray, draws: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return shares of filters by bins, of the bank and of drawn banks: mean, and the middle 95% bin by bin."""
-    pool = draws["random"]
-    low, high = min(own[0], np.quantile(pool, 1e-4)), max(own[-1], np.quantile(pool, 1 - 1e-4))
+    # Of drawn banks all but the last 1 in 1000 on either side, which the outermost bins take in.
+    low, high = (
+        pick([own[end], *(np.quantile(banks, tail) for banks in draws.values())])
+        for pick, end, tail in ((min, 0, 1e-3), (max, -1, 1 - 1e-3))
+    )
     margin = 0.02 * max(high - low, 1e-3)
     edges = np.linspace(max(low - margin, -1.0), min(high + margin, 1.0), BINS + 1)
     # Cosines of float32 are -1 to seven digits; the last bin is closed.

@@ -19,7 +19,7 @@ _BINS = 2000
 
 
 def analysis_figure(report: Mapping[str, Any], own: xr.Dataset, random: xr.Dataset) -> Figure:
-    """Draw norms, coherence and frame bounds (top) and the ratios (bottom) beside those of random filters.
+    """Draw norms, angles and frame bounds (top) and the ratios (bottom) beside those of random filters.
 
     Args:
         report: report.json.
@@ -27,7 +27,7 @@ def analysis_figure(report: Mapping[str, Any], own: xr.Dataset, random: xr.Datas
         random: draws with random filters.
     """
     shape, setting, origin = report["shape"], report["setting"], report["origin"]
-    figure = Figure(figsize=(14.0, 8.4), layout="constrained")
+    figure = Figure(figsize=(16.0, 8.4), layout="constrained")
     name = Path(origin["source"]).name + ("" if origin["tensor"] is None else f" : {origin['tensor']}")
     figure.suptitle(f"{name}\n", fontsize=13, fontweight="bold")
     size = " x ".join(str(entry) for entry in (shape["K"], shape["M"], *shape["ell"]))
@@ -40,13 +40,13 @@ def analysis_figure(report: Mapping[str, Any], own: xr.Dataset, random: xr.Datas
         "dashed: Gaussian random filters of the same size",
         ha="center", va="center", fontsize=9, color="0.3",
     )  # fmt: skip
-    axes = figure.subplots(2, 3)
-    _norms(axes[0, 0], report)
-    _cosines(axes[0, 1], report)
-    _bounds(axes[0, 2], report)
+    grid = figure.add_gridspec(2, 12)
+    for place, panel in enumerate((_norms, _cosines, _pairing, _bounds)):
+        panel(figure.add_subplot(grid[0, 3 * place : 3 * place + 3]), report)
     mine, beside = _with_histograms(own), _with_histograms(random)
-    for place, (heading, label, outputs) in zip(axes[1], PANELS, strict=True):
-        draw_ratio_panel(place, mine, {}, heading, label, outputs, beside)
+    for place, (heading, label, outputs) in enumerate(PANELS):
+        axes = figure.add_subplot(grid[1, 4 * place : 4 * place + 4])
+        draw_ratio_panel(axes, mine, {}, heading, label, outputs, beside)
     return figure
 
 
@@ -80,6 +80,27 @@ def _cosines(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.set_xlabel(r"$|\langle w_i, w_j\rangle|\,/\,(\|w_i\|\,\|w_j\|)$")
     axes.set_ylabel("pairs per 0.01")
     axes.legend(fontsize=8, frameon=False)
+
+
+def _pairing(axes: Axes, report: Mapping[str, Any]) -> None:
+    """Draw the lowest cosine of every filter, beside that of all random banks together."""
+    found = report["pairing"]
+    axes.set_title("lowest cosine of a filter, same shift", fontsize=11)
+    axes.set_xlabel(r"$\mu_i = \min_{j \neq i}\,\langle w_i, w_j\rangle\,/\,(\|w_i\|\,\|w_j\|)$")
+    axes.set_ylabel("% of filters")
+    if found is None:
+        axes.text(0.5, 0.5, "none: fewer than two filters", transform=axes.transAxes, ha="center", color="0.3")
+        return
+    edges, mine, random = (np.asarray(found[name]) for name in ("edges", "filters", "random"))
+    axes.stairs(
+        100 * mine, edges, fill=True, color=COLOURS[0], alpha=0.6, label=f"these filters: mean {found['mean']:.3f}"
+    )
+    axes.stairs(
+        100 * random, edges, color="0.3", linestyle="--",
+        label=f"random: mean {found['random_mean']:.3f}; lower: p = {found['p_lower']:.2g}",
+    )  # fmt: skip
+    axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
 
 
 def _bounds(axes: Axes, report: Mapping[str, Any]) -> None:

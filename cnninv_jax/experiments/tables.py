@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cnninv_jax.experiments.analysis import Report
 from cnninv_jax.experiments.analysis_constants import constants_table
+from cnninv_jax.experiments.analysis_pairing import pairing_sentence
 from cnninv_jax.experiments.registry import Experiment
 from cnninv_jax.experiments.runs import Outcome
 from cnninv_jax.experiments.studies import Study
@@ -152,7 +153,16 @@ def print_report(report: Report) -> None:
                 f"{entry['random_mean']:.4g} ± {entry['random_standard_deviation']:.2g}",
                 " .. ".join(f"{end:.4g}" for end in entry["random_interval_95"]),
             )
+    pairs = content["pairing"]
+    if pairs is not None:
+        structure.add_row(
+            "mean mu, lowest cosine of a filter",
+            f"{pairs['mean']:.4g}",
+            f"{pairs['random_mean']:.4g} ± {pairs['random_standard_deviation']:.2g}",
+            " .. ".join(f"{end:.4g}" for end in pairs["random_interval_95"]),
+        )
     out.print(structure)
+    out.print(pairing_sentence(pairs, setting["random_banks"]), markup=False)
     residuals, lower = content["frame_residuals"], content["compared"]["frame_lower"]["filters"]
     converged = residuals["lower"] <= 0.1 * lower
     out.print(

@@ -107,7 +107,7 @@ def test_report_repeats_the_saved_draws(report):
 @pytest.fixture
 def same_structure(monkeypatch, report):
     """Norms, coherence and bounds are computed anew every time; here they need not be."""
-    parts = ("shape", "norms", "compared", "frame_residuals", "cosines")
+    parts = ("shape", "norms", "compared", "frame_residuals", "cosines", "pairing")
     monkeypatch.setattr(analysis, "_structure", lambda *_: {name: report.content[name] for name in parts})
 
 
@@ -184,7 +184,7 @@ def test_figure_comes_from_saved_files(report):
         xr.open_dataset(report.folder / "random.nc", engine="h5netcdf") as random,
     ):
         figure = analysis_figure(content, mine, random)
-    assert len(figure.axes) == 6
+    assert len(figure.axes) == 7
     for axes in figure.axes:
         assert axes.get_title()
         assert axes.get_xlabel()
