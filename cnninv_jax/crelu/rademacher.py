@@ -229,7 +229,7 @@ def exact_complexities(arrangement: Faces, radius: float = 1.0) -> Complexity:
     Cost: 2^(L - 1) times `suprema`.
     """
     signs = jnp.asarray(sign_vectors(arrangement.points.shape[0]), arrangement.points.dtype)
-    return jax.tree.map(jnp.mean, lax.map(lambda sigma: suprema(arrangement, sigma, radius), signs, batch_size=64))
+    return jax.tree.map(lambda mean: radius * mean, _mean_suprema(arrangement, signs))
 
 
 def finite_complexities(values: Float[ArrayLike, "functions L"]) -> Complexity:
@@ -292,6 +292,11 @@ def upper_bounds(x: Float[ArrayLike, "L d"], radius: float = 1.0) -> Complexity:
 def stable_rank(x: Float[ArrayLike, "L d"]) -> Float[Array, ""]:
     """Return rho = sum_i |x_i|^2 / lambda_max(sum_i x_i x_i^T); 1 for points on a line through 0, NaN for zeros."""
     return _moments(x)[1]
+
+
+@jax.jit
+def _mean_suprema(arrangement: Faces, signs: Array) -> Complexity:
+    return jax.tree.map(jnp.mean, lax.map(lambda sigma: suprema(arrangement, sigma), signs, batch_size=64))
 
 
 def _moments(x: ArrayLike) -> tuple[Array, Array, Array]:

@@ -99,9 +99,6 @@ def _ascent_draw(starts: int, steps: int) -> Callable[[jax.Array, jax.Array], di
     return draw
 
 
-_enumerated = jax.jit(rademacher.exact_complexities)
-
-
 @dataclasses.dataclass(frozen=True)
 class Effort:
     """How a cell is computed.
@@ -130,7 +127,7 @@ class Effort:
         count = len(points)
         by_faces = num_candidates(points) <= self.most_faces
         if count <= ENUMERATED and by_faces:
-            found = _enumerated(faces(points, most=self.most_faces))
+            found = rademacher.exact_complexities(faces(points, most=self.most_faces))
             means = {name: float(value) for name, value in found._asdict().items()}
             return {"kind": "all signs", "draws": 0, "means": means}
         if by_faces:

@@ -122,8 +122,8 @@ def _classes(content: Mapping[str, Any]) -> Table:
             for one in content["classes"]
         ),
         (
-            "Over all signs. Lemma B.1 has every ratio of ReLU and AVR at 1. e_i: the function that is 1 on point i and "
-            "0 on the others.",
+            "Over all signs. Lemma B.1 has every ratio of ReLU and AVR at 1. e_i: the function that is 1 on point i "
+            "and 0 on the others.",
         ),
     )
 
