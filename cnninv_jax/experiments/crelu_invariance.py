@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 #: Names of VGG-16's convolutional layers.
 LAYERS = tuple(layer.name for layer in data.ARCHITECTURES["vgg16"].layers)
+#: Fewest firings of a filter: below, the global rate is far from the one asked for, and intervals say nothing.
+LEAST = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,11 +164,11 @@ def _layout(p: InvarianceParameters, networks: _Networks, count: int) -> Layout:
     for name, num_filters, size, passed in through(networks.geometry, p.size):
         first, stop = stimuli.inside(p.size, passed) if p.locations == "inside" else (0, size)
         held = count * (stop - first) ** 2
-        if math.floor(p.rate * held) < 1:
+        if p.rate * held < LEAST:
             raise ValueError(
-                f"expected at least {math.ceil(1 / p.rate)} locations of {name} for --rate {p.rate:g}, got {held} "
-                f"({count} pictures of {stop - first} x {stop - first}); take more or larger pictures, or a lower "
-                "--last"
+                f"expected at least {math.ceil(LEAST / p.rate)} locations of {name}, so that a filter fires {LEAST} "
+                f"times at --rate {p.rate:g}, got {held} ({count} pictures of {stop - first} x {stop - first}); take "
+                "more or larger pictures, or a lower --last"
             )
         outputs.append(name)
         filters.append(num_filters)

@@ -242,7 +242,8 @@ def _filters(content: Mapping[str, Any]) -> Table:
     notes = (
         "Each network by the reading that belongs to it; numbers of filters, mean over networks. Threshold 0: "
         "filters that are above zero less often than they are to fire; with those that never fire, and those with "
-        "responses that are not finite, they are left out of S.",
+        "responses that are not finite, they are left out of S. Where most fire in one picture only, intervals are too "
+        "narrow: what other pictures would do cannot be told from one.",
         "Last columns: firings for transformed stimuli divided by those for originals, mean over filters; a rotated "
         "picture is interpolated, so that fine detail fades and thresholds are reached less often.",
     )

@@ -175,13 +175,13 @@ def test_given_filters_stand_beside_random_ones(tmp_path):
     network = random_network("vgg16", jax.random.key(77), layers=1)
     np.savez(tmp_path / "own.npz", conv1_1_W=network.layers[0].filters.transpose(2, 3, 1, 0))
     p = InvarianceParameters(
-        weights=str(tmp_path / "own.npz"), picture_size=40, size=32, last="conv1_2", num_networks=2, locations="inside",
-        translations="corners", num_pictures=2,
+        weights=str(tmp_path / "own.npz"), picture_size=44, size=36, last="conv1_2", num_networks=2, locations="inside",
+        translations="corners",
     )  # fmt: skip
     done = reproduce_study(CRELU_INVARIANCE, p, StudyOptions(out=tmp_path / "out", quiet=True))
     content = done.report["findings"]
     assert content["origin"] == "learned to conv1_1, random above"
-    assert content["places"] == [[1, 31], [2, 30], [1, 15]]
+    assert content["places"] == [[1, 35], [2, 34], [1, 17]]
     assert content["networks"]["given"]["networks"] == 1
     assert set(content["minus random ReLU"]) == {"given", "crelu"}
     assert any("given ReLU network (learned to conv1_1" in table.title for table in done.tables)
@@ -196,7 +196,7 @@ def test_given_filters_stand_beside_random_ones(tmp_path):
         ({"size": 128, "translations": "corners"}, "--translations corners"),
         ({"rate": 1.5}, "--rate"),
         ({"num_pictures": 1}, "at least 2 pictures"),
-        ({"picture_size": 8, "size": 6}, "--rate 0.01"),
+        ({"picture_size": 8, "size": 6}, "fires 10 times at --rate 0.01"),
         ({"size": 1, "last": "conv2_1"}, "--size 1"),
         ({"shift": 0}, "--shift"),
     ],
