@@ -1,9 +1,9 @@
 """Conjugate gradients for singular positive semidefinite systems, as a solver for lineax.
 
 ``lineax.CG`` takes a direction for one of the null space where p^T A p < 200 eps N p^T p, and returns NaN: in float32,
-with N = 150,528 unknowns, that is wherever A is not much larger than 3.6; and it asks the last step, too, to be as small
-as the tolerance, whatever the units of the unknowns. This one stops on the residual alone, recomputes it where the
-recurrence says that it is reached, and goes on from there if that was wrong.
+with N = 150,528 unknowns, that is wherever A is not much larger than 3.6. And it asks the last step, too, to be as
+small as the tolerance, whatever the units of the unknowns. This one stops on the residual alone, recomputes it where
+the recurrence says that it is reached, and goes on from there if that was wrong.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jax import lax
 
 from cnninv_jax._typing import Array, Bool, Int, Scalar
@@ -21,20 +22,23 @@ PROGRESS = 0.5
 
 
 class _Run(NamedTuple):
-    """An iterate, its residual b - A x as recomputed, and whether going on is of use."""
+    """An iterate; ``residual`` is b - A x by the recurrence, ``true`` its size when it was last recomputed."""
 
     x: Array
     residual: Array
-    size: Scalar
+    direction: Array
+    gamma: Scalar
+    true: Scalar
     steps: Int[Array, ""]
-    stalled: Bool[Array, ""]
+    recompute: Bool[Array, ""]
+    done: Bool[Array, ""]
 
 
 class ConjugateGradients(lx.AbstractLinearSolver[Any]):
-    """Solve A x = b from x = 0 until |b - A x| <= limit.
+    """Solve A x = b until |b - A x| <= limit, from ``options["y0"]`` (0 if absent).
 
-    All iterates lie in the range of D A (D = ``options["diagonal"]``, of positive entries; the identity if absent), so
-    without D the solution found has the smallest norm; b must lie in the range of A.
+    From 0, without ``options["diagonal"]`` (D > 0, what residuals are multiplied by), all iterates lie in the range of
+    A, and so does the limit: the solution of smallest norm. b must lie in the range of A.
 
     Attributes:
         limit: absolute; may be traced.
@@ -45,70 +49,59 @@ class ConjugateGradients(lx.AbstractLinearSolver[Any]):
     max_steps: int
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Any:
-        """Keep the operator and the diagonal."""
-        return lx.linearise(operator), options.get("diagonal")
+        """Keep the operator."""
+        del options
+        return lx.linearise(operator)
 
     def compute(self, state: Any, vector: Any, options: dict[str, Any]) -> tuple[Any, lx.RESULTS, dict[str, Any]]:
-        """Iterate; ``num_steps`` is in the statistics, and success is for the caller to judge by the residual."""
-        operator, diagonal = state
+        """Iterate; steps and residual are in the statistics, and success is for the caller to judge by them."""
+        diagonal = options.get("diagonal")
+        zero = jnp.zeros((), vector.dtype)
 
-        def scaled(residual: Array) -> Array:
-            return residual if diagonal is None else diagonal * residual
-
-        def inner(run: _Run) -> _Run:
-            first = scaled(run.residual)
-            start = (run.x, run.residual, first, _dot(run.residual, first), run.size, run.steps)
-
-            def going(carry: tuple[Array, ...]) -> Array:
-                *_, gamma, size, steps = carry
-                # NaN compares false.
-                return (size > self.limit) & (gamma > 0) & (steps < self.max_steps)
-
-            def step(carry: tuple[Array, ...]) -> tuple[Array, ...]:
-                x, residual, direction, gamma, _, steps = carry
-                image = operator.mv(direction)
-                curvature = _dot(direction, image)
-                # Without curvature there is nothing left to gain: gamma = 0 ends the loop.
-                usable = curvature > 0
-                rate = jnp.where(usable, gamma / jnp.where(usable, curvature, 1), 0)
-                x = x + rate * direction
-                residual = residual - rate * image
-                next_one = scaled(residual)
-                size = jnp.sqrt(_dot(residual, residual))
-                fresh = jnp.square(size) if diagonal is None else _dot(residual, next_one)
-                direction = next_one + fresh / gamma * direction
-                return x, residual, direction, jnp.where(usable, fresh, 0), size, steps + 1
-
-            x, *_, steps = lax.while_loop(going, step, start)
-            residual = vector - operator.mv(x)
+        def step(run: _Run) -> _Run:
+            # One product for both kinds of step: compiled once, and lanes of a vmap need not agree.
+            fresh = run.recompute
+            image = state.mv(jnp.where(fresh, run.x, run.direction))
+            curvature = _dot(run.direction, image)
+            usable = (curvature > 0) & ~fresh
+            rate = jnp.where(usable, run.gamma / jnp.where(usable, curvature, 1), zero)
+            x = run.x + rate * run.direction
+            residual = jnp.where(fresh, vector, run.residual) - jnp.where(fresh, zero + 1, rate) * image
             size = jnp.sqrt(_dot(residual, residual))
-            better = size < run.size
+            scaled = residual if diagonal is None else diagonal * residual
+            gamma = _dot(residual, scaled)
+            follow = jnp.where(usable, gamma / jnp.where(usable, run.gamma, 1), zero)
+            steps = run.steps + jnp.where(fresh, np.int32(0), np.int32(1))
+            # NaN compares false.
+            above = (size > self.limit) & (gamma > 0)
+            more = steps < self.max_steps
             return _Run(
-                jnp.where(better, x, run.x),
-                jnp.where(better, residual, run.residual),
-                jnp.where(better, size, run.size),
+                x,
+                residual,
+                scaled + follow * run.direction,
+                gamma,
+                jnp.where(fresh, size, run.true),
                 steps,
-                ~(size <= PROGRESS * run.size),
+                ~fresh & ~(above & more & usable),
+                fresh & ~(above & more & (size <= PROGRESS * run.true)),
             )
 
-        def unfinished(run: _Run) -> Array:
-            return (run.size > self.limit) & (run.steps < self.max_steps) & ~run.stalled
-
-        none = jnp.zeros((), jnp.int32)
-        begin = _Run(jnp.zeros_like(vector), vector, jnp.sqrt(_dot(vector, vector)), none, none > 0)
-        found = lax.while_loop(unfinished, inner, begin)
-        return found.x, lx.RESULTS.successful, {"num_steps": found.steps, "size": found.size}
+        begin = options.get("y0", jnp.zeros_like(vector))
+        no, none = jnp.zeros((), bool), jnp.zeros_like(vector)
+        start = _Run(begin, none, none, zero, zero + jnp.inf, jnp.zeros((), np.int32), ~no, no)
+        found = lax.while_loop(lambda run: ~run.done, step, start)
+        return found.x, lx.RESULTS.successful, {"num_steps": found.steps, "size": found.true}
 
     def transpose(self, state: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """A is symmetric."""
+        """Return the same: A is symmetric."""
         return state, options
 
     def conj(self, state: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """A is real."""
+        """Return the same: A is real."""
         return state, options
 
     def assume_full_rank(self) -> bool:
-        """No: derivatives are those of a pseudo-inverse."""
+        """Return no: derivatives are those of a pseudo-inverse."""
         return False
 
 

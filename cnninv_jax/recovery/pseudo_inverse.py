@@ -100,8 +100,8 @@ def pseudo_inverse(
         ValueError: z or weights of another shape, a negative tol, or max_steps below 1.
 
     Cost: one synthesis of 2 M channels (M without a patchwise start) and, for every iteration, M^2 prod(2 l - 1)
-    multiply-adds a sample with stride 1 and no weights, or an analysis and a synthesis, whichever is less. Memory: a few
-    signals, and codes only for the latter.
+    multiply-adds a sample with stride 1 and no weights, or an analysis and a synthesis, whichever is less. Memory: a
+    few signals, and codes only for the latter.
     """
     (limit,) = per_axis(max_steps, 1, "max_steps")
     if isinstance(tol, int | float) and not tol >= 0:
@@ -119,21 +119,19 @@ def pseudo_inverse(
     normal = normal_operator(op, scale)
     right, start, diagonal = _begin(op, code, scale, patchwise)
     size = _size(right)
-    right, start = right / size, jax.lax.stop_gradient(start / size)
+    right, start = right / size, None if start is None else jax.lax.stop_gradient(start / size)
     matrix = lx.FunctionLinearOperator(
         normal, jax.ShapeDtypeStruct(op.input_shape, work), tags=lx.positive_semidefinite_tag
     )
     whole = jax.lax.stop_gradient(norm(right))
     solver = ConjugateGradients(jnp.asarray(tol, work) * whole, limit)
-    rest = right if diagonal is None else right - normal(start)
-    options = {} if diagonal is None else {"diagonal": diagonal}
-    found = lx.linear_solve(matrix, rest, solver, options=options, throw=False)
-    solution = found.value + start if diagonal is not None else found.value
+    options = {} if start is None else {"y0": start, "diagonal": diagonal}
+    found = lx.linear_solve(matrix, right, solver, options=options, throw=False)
 
     steps = found.stats["num_steps"]
     residual = found.stats["size"] / jnp.where(whole > 0, whole, 1)
     negative = jnp.zeros((), bool) if scale is None else jnp.any(scale < 0)
-    signal = solution * (size / unit)
+    signal = found.value * (size / unit)
     finite = jnp.isfinite(residual) & jnp.isfinite(jnp.sum(jnp.abs(signal))) & ~negative
     status = jnp.where(
         ~finite,
@@ -170,11 +168,11 @@ def _checked(
 
 def _begin(
     op: ConvOperator, code: Code, scale: Code | None, patchwise: bool
-) -> tuple[Signal, Signal, Float[Array, " #M *D"] | None]:
-    """Return W^T S z, where to begin, and what directions are multiplied by (None: nothing, from 0)."""
+) -> tuple[Signal, Signal | None, Float[Array, " #M *D"] | None]:
+    """Return W^T S z, where to begin (None: at 0), and what residuals are multiplied by (None: nothing)."""
     if scale is not None or not patchwise or not may_span(op):
         right = synthesis(op, code if scale is None else scale * code)
-        return right, jnp.zeros_like(right), None
+        return right, None, None
     inverse, full = left_inverse(jax.lax.stop_gradient(op.filters.reshape(op.num_filters, -1)))
     patches = inverse.T.reshape(op.filters.shape)
     # Both in one pass over z, which is by far the largest array.
