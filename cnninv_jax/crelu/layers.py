@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from cnninv_jax._numerics import as_float, norm, wider
-from cnninv_jax._typing import Array, Float, Int, PerAxis, Scalar, Signal
+from cnninv_jax._typing import Array, Code, Float, Int, PerAxis, Scalar, Signal
 from cnninv_jax.crelu.activation import crelu, max_pool, nearest, window_and_step
 from cnninv_jax.crelu.reconstruction import reconstruct, reconstruct_pooled
 from cnninv_jax.operators import ConvOperator, analysis
@@ -115,10 +115,7 @@ def forward(layers: Sequence[CReLULayer], x: ArrayLike) -> Forward:
     signal = as_float(x)
     current, features, switches = signal, [], []
     for layer in layers:
-        responses = analysis(layer.op, current)
-        if layer.bias is not None:
-            bias = jnp.asarray(layer.bias, responses.dtype)
-            responses = responses + bias.reshape(-1, *(1,) * layer.op.rank)
+        responses = responses_of(layer, current)
         if layer.pool is None:
             current, switch = crelu(responses), None
         else:
@@ -153,15 +150,12 @@ def invert(
         ValueError: layers that do not follow on one another, features, switches or truth of another shape or number,
             or an unknown feasible.
     """
-    check_layers(layers)
+    placed = check_features(layers, features, switches)
     if feasible not in FEASIBLE:
         raise ValueError(f"expected feasible to be one of {', '.join(FEASIBLE)}, got {feasible!r}")
-    placed = _check_switches(layers, switches)
+    if truth is not None:
+        _check_truth(layers, truth)
     current = as_float(features)
-    if current.shape != layers[-1].output_shape:
-        raise ValueError(
-            f"expected the features of layer {len(layers)}, of shape {layers[-1].output_shape}, got {current.shape}"
-        )
     found, signals = [], []
     for number in reversed(range(len(layers))):
         layer, switch = layers[number], placed[number]
@@ -184,6 +178,14 @@ def invert(
         jnp.stack([step.status for step in found]),
         None if truth is None else _errors(signals, truth),
     )
+
+
+def responses_of(layer: CReLULayer, x: ArrayLike) -> Code:
+    """Return z = W x + b of one layer, [K, *n]."""
+    responses = analysis(layer.op, x)
+    if layer.bias is None:
+        return responses
+    return responses + jnp.asarray(layer.bias, responses.dtype).reshape(-1, *(1,) * layer.op.rank)
 
 
 def check_layers(layers: Sequence[CReLULayer]) -> None:
@@ -213,7 +215,21 @@ def check_layers(layers: Sequence[CReLULayer]) -> None:
             )
 
 
-def _check_switches(layers: Sequence[CReLULayer], switches: Sequence[Array | None] | None) -> Sequence[Array | None]:
+def check_features(
+    layers: Sequence[CReLULayer], features: ArrayLike, switches: Sequence[Array | None] | None
+) -> Sequence[Array | None]:
+    """Return the switches of every layer, None where it does not pool.
+
+    Raises:
+        ValueError: as `check_layers`; features of another shape than the top layer's; switches of another number or
+            shape, missing where a layer pools, or given where none does.
+    """
+    check_layers(layers)
+    if jnp.shape(features) != layers[-1].output_shape:
+        raise ValueError(
+            f"expected the features of layer {len(layers)}, of shape {layers[-1].output_shape}, got "
+            f"{jnp.shape(features)}"
+        )
     placed = [None] * len(layers) if switches is None else switches
     if len(placed) != len(layers):
         raise ValueError(f"expected switches of {len(layers)} layers (None without pooling), got {len(placed)}")
@@ -235,16 +251,22 @@ def _feasible(features: Signal, switch: Array | None, feasible: Feasible) -> Sig
     return nearest(features)
 
 
+def _check_truth(layers: Sequence[CReLULayer], truth: Sequence[ArrayLike]) -> None:
+    if len(truth) != len(layers):
+        raise ValueError(f"expected the truth of {len(layers)} signals (x and the features below), got {len(truth)}")
+    for number, (layer, true) in enumerate(zip(layers, truth, strict=True), start=1):
+        if jnp.shape(true) != layer.op.input_shape:
+            raise ValueError(
+                f"expected the truth of layer {number}'s signal, of shape {layer.op.input_shape}, got {jnp.shape(true)}"
+            )
+
+
 def _errors(signals: Sequence[Signal], truth: Sequence[ArrayLike]) -> Float[Array, " L"]:
-    if len(truth) != len(signals):
-        raise ValueError(f"expected the truth of {len(signals)} signals (x and the features below), got {len(truth)}")
     errors: list[Scalar] = []
-    for number, (signal, true) in enumerate(zip(signals, truth, strict=True)):
-        if jnp.shape(true) != signal.shape:
-            raise ValueError(f"expected truth {number} of shape {signal.shape}, got {jnp.shape(true)}")
-        dtype = wider(signal.dtype, as_float(true).dtype)
-        size = norm(jnp.asarray(true).astype(dtype))
-        difference = norm(signal.astype(dtype) - jnp.asarray(true).astype(dtype))
+    for signal, true in zip(signals, map(as_float, truth), strict=True):
+        dtype = wider(signal.dtype, true.dtype)
+        size = norm(true.astype(dtype))
+        difference = norm(signal.astype(dtype) - true.astype(dtype))
         # A zero signal rebuilt as zero is exact.
         errors.append(jnp.where(size == 0, difference, difference / jnp.where(size == 0, 1, size)))
     return jnp.stack(errors)

@@ -211,7 +211,7 @@ REFUSED = {
     "number": (lambda: invert([FIRST], FEATURES, [None, None]), "switches of 1 layers"),
     "feasible": (lambda: invert([FIRST], FEATURES, feasible="best"), "expected feasible to be one of none, clip"),
     "truth": (lambda: invert([FIRST], FEATURES, truth=[]), "the truth of 1 signals"),
-    "truth's shape": (lambda: invert([FIRST], FEATURES, truth=[np.ones(3)]), "truth 0 of shape"),
+    "truth's shape": (lambda: invert([FIRST], FEATURES, truth=[np.ones(3)]), "the truth of layer 1's signal"),
 }
 
 
