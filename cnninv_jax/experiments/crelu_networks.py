@@ -177,6 +177,8 @@ def bring_kernels(weights: str, negative: Negative, strides: Sequence[int] = ())
         notes.append("local response normalisation between the layers was left out")
     if any(layer.padding != tuple((ell - 1) // 2 for ell in layer.filters.shape[2:]) for layer in layers):
         notes.append("layers surround their signals by zeros ('same' padding), whatever the network's own padding")
+    if any(layer.pool is not None and layer.pool.window != (WINDOW, WINDOW) for layer in layers):
+        notes.append(f"max-pooling, if asked for, is {WINDOW} x {WINDOW}, whatever the network's own windows")
     kernels = tuple(
         Kernel(layer.name, bank, layer.bias, step)  # type: ignore[arg-type]  # two axes, checked above
         for layer, bank, step in zip(layers, banks, steps, strict=True)

@@ -125,7 +125,8 @@ def _compute(p: ReconstructionParameters, options: StudyOptions, folder: Path) -
     work = _Work(p, options, geometry, brought, way, pictures)
     spec = {
         "pictures": array_digest([pictures.images]), "names": list(pictures.names),
-        "kernels": array_digest([layer.filters for layer in brought.layers]) if brought else "",
+        "kernels": array_digest([part for layer in brought.layers for part in layer[1:3] if part is not None])
+        if brought else "",
         **{name: getattr(p, name) for name in ("negative", "architecture", "strides")},
         **{name: getattr(p, name) for name in ("tol", "tol_below", "max_steps", "show")},
         "preprocessing": way.name, "seed": options.seed, "precision": options.precision,
