@@ -56,9 +56,8 @@ def sample(law: str, key: jax.Array, count: int, dim: int, pictures: np.ndarray 
         height = max(rows for rows in range(1, int(dim**0.5) + 1) if dim % rows == 0)
         width = dim // height
         number, tall, wide = pictures.shape
-        places = jax.random.randint(
-            key, (count, 3), 0, jnp.array([number, tall - height + 1, wide - width + 1], jnp.int32), jnp.int32
-        )
+        ends = np.broadcast_to(np.array([number, tall - height + 1, wide - width + 1], np.int32), (count, 3))
+        places = jax.random.randint(key, (count, 3), 0, ends, np.int32)
         cut = [pictures[n, i : i + height, j : j + width].reshape(-1) for n, i, j in np.asarray(places)]
         points = np.array(cut, np.float64)
         return np.asarray(points - points.mean(axis=0) if law == "centred" else points, dtype)

@@ -46,16 +46,21 @@ def _ratios(content: Mapping[str, Any], reading: str) -> Table:
     printed, _, word = PRINTED[reading]
     seen = [cell["ratios"][reading] for cell in content["cells"]]
     verdicts = [one["verdict"] for one in seen]
-    largest = max(content["cells"], key=lambda cell: cell["ratios"][reading]["ratio"])
     drawn = [one for one, cell in zip(seen, content["cells"], strict=True) if cell["draws"]]
     failing = sum(one["verdict"] == "fails" for one in drawn)
     notes = [
         f"Left over right of {printed}. fails: above 1. In {verdicts.count('fails')} of {len(verdicts)} samples it is, "
         f"in {verdicts.count('holds')} it is not (seen, or proved for the sample), {verdicts.count('open')} are open. "
         f"With the factor {word} the inequality is proved for every class.",
-        f"The largest ratio is {largest['ratios'][reading]['ratio']:.4f} (d = {largest['dim']}, L = "
-        f"{largest['samples']}, {LAWS[largest['law']]}).",
     ]
+    if above := [cell for cell in content["cells"] if cell["ratios"][reading]["verdict"] == "fails"]:
+        worst = max(above, key=lambda cell: cell["ratios"][reading]["low"])
+        one = worst["ratios"][reading]
+        least = f", at least {one['low']:.4f}" if worst["draws"] else ""
+        notes.append(
+            f"Furthest above 1: {one['ratio']:.4f}{least} (d = "
+            f"{worst['dim']}, L = {worst['samples']}, {LAWS[worst['law']]})."
+        )
     if drawn:
         notes.append(
             f"Intervals: signs drawn, delta method with both sides on the same signs; {100 * content['level']:.3f}% "
