@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -131,7 +132,7 @@ def pooled_frames(op: ConvOperator, code: SparseCode, signal: Signal | None = No
         ValueError: the code or the signal belongs to another layer.
 
     Cost: one analysis; (2 K)^2 M prod(D) multiply-adds for the projection, and eigenvalues of matrices of sizes k and
-        2 K.
+        K + k.
     """
     x = synthesis_sparse(op, code) if signal is None else as_float(signal)
     responses = analysis(op, x)
@@ -144,30 +145,23 @@ def pooled_frames(op: ConvOperator, code: SparseCode, signal: Signal | None = No
     # Pairs (filter, sign): two shifts of one filter and sign have one winner, which counts once.
     phase = filters + op.num_filters * (code.values < 0).astype(filters.dtype)
     right = part & (code.values * own > 0)
-    total = 2 * op.num_filters
-
-    def marked(which: Bool[Array, " k"]) -> Bool[Array, " K2"]:
-        return jnp.zeros(total, bool).at[phase].max(which) & won.fired
-
-    chosen = marked(part)
-    active = jnp.zeros(op.num_filters, bool).at[filters].max(part)
-    every = chosen | (jnp.concatenate([~active, jnp.zeros_like(active)]) & won.fired)
-    gram = matmul(won.rows, won.rows.T)
-
-    def largest(mask: Bool[Array, " K2"]) -> Scalar:
-        return extreme_eigenvalues(jnp.where(mask[:, None] & mask[None], gram, 0.0))[1]
-
+    columns, answers, fired = won.rows[phase], won.responses[phase], won.fired[phase]
+    chosen = _first_of(phase, part & fired)
+    positive = slice(0, op.num_filters)
+    idle = jnp.ones(op.num_filters, bool).at[filters].min(~part) & won.fired[positive]
+    smallest, largest = _extremes_of(rows, part, columns, (chosen, _first_of(phase, right)))
+    every = jnp.where(jnp.concatenate([chosen, idle])[:, None], jnp.concatenate([columns, won.rows[positive]]), 0.0)
     answered = jnp.sum(jnp.where(part, jnp.square(own), 0.0))
-    stepped = jnp.sum(jnp.where(chosen, jnp.square(won.responses), 0.0))
+    stepped = jnp.sum(jnp.where(chosen, jnp.square(answers), 0.0))
     return PooledFrames(
         ratio=_ratio(won.rows, flat),
-        smallest=_smallest_of(rows, part),
-        largest=largest(chosen),
-        largest_every=largest(every),
-        largest_right=largest(marked(right)),
+        smallest=smallest,
+        largest=largest[0],
+        largest_every=extreme_eigenvalues(_gram(every))[1],
+        largest_right=largest[1],
         taking_part=jnp.sum(part, dtype=np.int32),
         wrong=jnp.sum(part & (code.values * own < 0), dtype=np.int32),
-        silent=jnp.sum(part & ~won.fired[phase], dtype=np.int32),
+        silent=jnp.sum(part & ~fired, dtype=np.int32),
         step=stepped / jnp.where(answered > 0, answered, 1.0),
     )
 
@@ -190,12 +184,11 @@ def any_signal_frames(op: ConvOperator, x: ArrayLike) -> PooledFrames:
     signal = as_float(x)
     responses = analysis(op, signal)
     won = _winners(op, responses)
-    gram = matmul(won.rows, won.rows.T)
-    largest = extreme_eigenvalues(gram)[1]
+    largest = extreme_eigenvalues(_gram(won.rows))[1]
     answered, stepped = jnp.sum(jnp.square(responses)), jnp.sum(jnp.square(won.responses))
     none = jnp.zeros((), np.int32)
     return PooledFrames(
-        ratio=_ratio(won.rows, signal.astype(gram.dtype).ravel()),
+        ratio=_ratio(won.rows, signal.astype(won.rows.dtype).ravel()),
         smallest=frame_bounds(op, num_steps=math.prod(op.input_shape)).lower,
         largest=largest,
         largest_every=largest,
@@ -232,23 +225,30 @@ def distance_to_span(rows: Float[Array, "c size"], vector: Float[Array, " size"]
 
 
 @custom_vmap
-def extreme_eigenvalues(matrix: Float[Array, "n n"]) -> tuple[Scalar, Scalar]:
-    """Return the smallest and the largest eigenvalue of a positive semidefinite matrix, without LAPACK.
+def extreme_eigenvalues(
+    matrices: Float[Array, "n n *lanes"],
+) -> tuple[Float[Array, " *lanes"], Float[Array, " *lanes"]]:
+    """Return the smallest and the largest eigenvalues of positive semidefinite matrices, without LAPACK.
 
     Householder's reflections, then bisection on the signs of the pivots of T - s: both are backward stable, so errors
-    are a few roundings of the largest eigenvalue. Under `vmap` the matrices lie in the last, contiguous axis.
+    are a few roundings of the largest eigenvalue.
 
-    Cost: 4 n^3 operations, n + 30 n sequential steps whatever the number of matrices.
+    Args:
+        matrices: entries (i, j) of all of them, [n, n, *lanes]; a `vmap` adds lanes.
+
+    Cost: 4 n^3 operations a matrix, 30 n sequential steps whatever their number.
     """
-    low, high = _extremes(matrix[..., None])
-    return low[0], high[0]
+    size, lanes = matrices.shape[0], matrices.shape[2:]
+    low, high = _extremes(matrices.reshape(size, size, -1))
+    return low.reshape(lanes), high.reshape(lanes)
 
 
 @extreme_eigenvalues.def_vmap
-def _(lanes: int, batched: Any, matrix: Array) -> tuple[Any, Any]:
-    del lanes  # Only called with a batch.
+def _(size: int, batched: Any, matrices: Array) -> tuple[Any, Any]:
+    del size  # Called with a batch only.
     assert batched[0]
-    return _extremes(jnp.moveaxis(matrix, 0, -1)), (True, True)
+    low, high = extreme_eigenvalues(jnp.moveaxis(matrices, 0, -1))
+    return (jnp.moveaxis(low, -1, 0), jnp.moveaxis(high, -1, 0)), (True, True)
 
 
 def _extremes(matrices: Float[Array, "n n lanes"]) -> tuple[Array, Array]:
@@ -268,7 +268,7 @@ def _extremes(matrices: Float[Array, "n n lanes"]) -> tuple[Array, Array]:
             return (value, fits & (value > 0)), None
 
         start = (jnp.ones_like(shift), jnp.ones(shift.shape, bool))
-        return lax.scan(pivot, start, (diagonal, before), unroll=8)[0][1]
+        return lax.scan(pivot, start, (diagonal, before), unroll=4)[0][1]
 
     def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
@@ -315,15 +315,31 @@ def _tridiagonal(matrices: Float[Array, "n n lanes"]) -> tuple[Array, Array]:
     return diagonal, squares
 
 
-def _smallest_of(rows: Float[Array, "k size"], part: Bool[Array, " k"]) -> Scalar:
-    """Return the smallest eigenvalue of the Gram matrix of some rows."""
-    if rows.shape[0] > rows.shape[1]:
-        return jnp.zeros((), rows.dtype)
-    rows = jnp.where(part[:, None], rows, 0.0)
-    gram = matmul(rows, rows.T)
-    # Rows that take no part get an eigenvalue above all others.
-    unused = jnp.where(part, 0.0, jnp.trace(gram))
-    return extreme_eigenvalues(gram + jnp.diag(unused))[0]
+def _first_of(labels: Int[Array, " c"], which: Bool[Array, " c"]) -> Bool[Array, " c"]:
+    """Return the entries of a mask whose label has not come before, within the mask."""
+    earlier = np.tri(labels.shape[0], k=-1, dtype=bool)
+    repeated = (labels[:, None] == labels[None]) & which[None] & earlier
+    return which & ~jnp.any(repeated, axis=1)
+
+
+def _gram(rows: Float[Array, "c size"]) -> Float[Array, "c c"]:
+    return matmul(rows, rows.T)
+
+
+def _extremes_of(
+    rows: Float[Array, "c size"],
+    part: Bool[Array, " c"],
+    columns: Float[Array, "c size"],
+    masks: Sequence[Bool[Array, " c"]],
+) -> tuple[Scalar, Float[Array, " masks"]]:
+    """Return the smallest eigenvalue of W_x^T W_x and the largest ones of some columns, in one pass."""
+    own = _gram(jnp.where(part[:, None], rows, 0.0))
+    # Shifts that take no part get an eigenvalue above all others.
+    own = own + jnp.diag(jnp.where(part, 0.0, jnp.trace(own)))
+    others = [_gram(jnp.where(mask[:, None], columns, 0.0)) for mask in masks]
+    low, high = extreme_eigenvalues(jnp.stack([own, *others], axis=-1))
+    smallest = low[0] if rows.shape[0] <= rows.shape[1] else jnp.zeros_like(low[0])
+    return smallest, high[1:]
 
 
 def _ratio(rows: Float[Array, "K2 size"], x: Float[Array, " size"]) -> Scalar:

@@ -7,7 +7,6 @@ from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cnninv_jax import filters
 from cnninv_jax._numerics import norm
@@ -147,4 +146,4 @@ def verdicts(frames: PooledFrames) -> Outcome:
 
 def _below(margin: Scalar, slack: Scalar, smallest: Scalar) -> Array:
     """Whether a margin is below zero; without any column W~_x the bound's square is -1 unless lambda_min = 0."""
-    return jnp.where(jnp.isnan(margin), smallest > 0, margin < -slack) & np.asarray(True)
+    return jnp.where(jnp.isnan(margin), smallest > 0, margin < -slack)
