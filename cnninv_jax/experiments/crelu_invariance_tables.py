@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 KINDS_OF_NETWORK = {"given": "given filters", "relu": "random ReLU", "crelu": "random CReLU"}
 #: The reading that belongs to a network: what it hands on.
 OWN = {"given": "relu", "relu": "relu", "crelu": "crelu"}
+#: Readings in short.
+WORDS = {"relu": "[h]+", "crelu": "|h|"}
 #: Shares of the filters that lie below.
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -83,17 +85,28 @@ def content_of(found: Mapping[str, Sequence[Scored]], layout: Layout) -> dict[st
             both = stacked[kind][:, 1, at, 0, 0] - stacked[kind][:, 0, at, 0, 0]
             outputs[name] = {"readings": readings, "crelu minus relu": combined([(1.0, both)])}
         networks[kind] = {"networks": len(held), "outputs": outputs}
-    # Each kind by the reading that belongs to it.
-    own = {kind: values[:, READINGS.index(OWN[kind]), :, 0, 0] for kind, values in stacked.items()}
-    against = {
-        kind: {
-            name: combined([(1.0, own[kind][:, at]), (-1.0, own["relu"][:, at])])
-            for at, name in enumerate(layout.outputs)
-        }
-        for kind in found
-        if kind != "relu"
-    }
+    # Each kind by the reading that belongs to it, and by the same one: what is left is not the reading's doing.
+    against = {}
+    for kind in found:
+        if kind == "relu":
+            continue
+        for words, first, second in _pairs(kind):
+            held = (
+                stacked[kind][:, READINGS.index(first), :, 0, 0],
+                stacked["relu"][:, READINGS.index(second), :, 0, 0],
+            )
+            against[f"{kind}: {words}"] = {
+                name: combined([(1.0, held[0][:, at]), (-1.0, held[1][:, at])])
+                for at, name in enumerate(layout.outputs)
+            }
     return {"networks": networks, "minus random ReLU": against}
+
+
+def _pairs(kind: str) -> list[tuple[str, str, str]]:
+    """Return in which readings a kind of network is compared with random ReLU networks: words, its own, theirs."""
+    same = [(f"both {WORDS[reading]}", reading, reading) for reading in READINGS]
+    own = (OWN[kind], OWN["relu"])
+    return same if own[0] == own[1] else [(f"{WORDS[own[0]]} against {WORDS[own[1]]}", *own), *same]
 
 
 def dataset_of(found: Mapping[str, Sequence[Scored]], layout: Layout) -> xr.Dataset:
@@ -152,7 +165,7 @@ def _scores(content: Mapping[str, Any], p: Mapping[str, Any], kind: str) -> Tabl
             cells += [_shown(every["score"]), _shown(every["local rate"], 3), _shown(one["step"], sign=True)]
         rows.append((name, *cells, _shown(held["crelu minus relu"], sign=True)))
     columns = ("output",)
-    for word in ("[h]+", "|h|"):
+    for word in WORDS.values():
         columns += (f"{word}: S = L/G", f"{word}: L", f"{word}: S, change from the row above")
     first = next(iter(content["networks"]))
     notes = (_setting(content, p),) if kind == first else ()
@@ -192,20 +205,17 @@ def _comparison(content: Mapping[str, Any]) -> Table:
         kind: (sum(one["low"] > 0 for one in seen.values()), sum(one["high"] < 0 for one in seen.values()))
         for kind, seen in against.items()
     }
-    notes = [
-        f"{title_of(content, kind)}: above random ReLU networks in {up} and below in {down} of {len(rows)} outputs, "
-        "beyond the interval."
-        for kind, (up, down) in higher.items()
-    ]
-    notes.append(
-        "Each network by the reading that belongs to it, [h]+ for ReLU and |h| for CReLU; the same pictures, so that "
-        "differences are free of them as far as networks agree. The paper's comparison is of trained networks. S does "
-        "not ask what a filter is for: one that answers to broad areas of one colour scores high."
+    counts = ", ".join(f"{up} and {down} ({kind})" for kind, (up, down) in higher.items())
+    notes = (
+        f"Above and below random ReLU networks, beyond the interval of one row, in so many of {len(rows)} outputs: "
+        f"{counts}.",
+        "[h]+ is what a ReLU network hands on, and |h| what appendix D compares of a CReLU network. With both networks "
+        "read in one way, what is left is the networks' doing and not the reading's.",
+        "The same pictures, so that differences are free of them as far as networks agree. The paper compares trained "
+        "networks. S does not ask what a filter is for: one that answers to broad areas of one colour scores high.",
     )
-    return Table(
-        "S minus that of random ReLU networks",
-        ("output", *(title_of(content, kind) for kind in against)), rows, tuple(notes),
-    )  # fmt: skip
+    columns = [f"{KINDS_OF_NETWORK[kind.split(':')[0]]}:{kind.split(':')[1]}" for kind in against]
+    return Table("S minus that of random ReLU networks", ("output", *columns), rows, notes)
 
 
 def _transformations(content: Mapping[str, Any], p: Mapping[str, Any]) -> Table:
@@ -219,7 +229,7 @@ def _transformations(content: Mapping[str, Any], p: Mapping[str, Any]) -> Table:
                 for way in KINDS[1:]
             ]
             rows.append((f"{KINDS_OF_NETWORK[kind]}: {name}", *cells))
-    words = [f"{word}: {way}" for word in ("[h]+", "|h|") for way in ("flip", "rotation by 15 degrees", moved)]
+    words = [f"{word}: {way}" for word in WORDS.values() for way in ("flip", "rotation by 15 degrees", moved)]
     return Table("S by transformation", ("output", *words), tuple(rows))
 
 

@@ -183,7 +183,19 @@ def test_given_filters_stand_beside_random_ones(tmp_path):
     assert content["origin"] == "learned to conv1_1, random above"
     assert content["places"] == [[1, 35], [2, 34], [1, 17]]
     assert content["networks"]["given"]["networks"] == 1
-    assert set(content["minus random ReLU"]) == {"given", "crelu"}
+    assert list(content["minus random ReLU"]) == [
+        "given: both [h]+", "given: both |h|", "crelu: |h| against [h]+", "crelu: both [h]+", "crelu: both |h|",
+    ]  # fmt: skip
+    means = {
+        (kind, reading): held["outputs"]["pool1"]["readings"][reading]["transformations"]["all"]["score"]["value"]
+        for kind, held in content["networks"].items()
+        for reading in ("relu", "crelu")
+    }
+    against = {kind: seen["pool1"]["value"] for kind, seen in content["minus random ReLU"].items()}
+    np.testing.assert_allclose(
+        against["crelu: |h| against [h]+"], means["crelu", "crelu"] - means["relu", "relu"], rtol=1e-9
+    )
+    np.testing.assert_allclose(against["given: both |h|"], means["given", "crelu"] - means["relu", "crelu"], rtol=1e-9)
     assert any("given ReLU network (learned to conv1_1" in table.title for table in done.tables)
 
 
