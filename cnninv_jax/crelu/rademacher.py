@@ -20,10 +20,10 @@ right side A B sqrt(d_in): |sigma_1 - sigma_2| is 2 for half of the signs and 0 
 symmetric law the ratio is pi / (2 sqrt 2) = 1.1107 (p and q are then independent normals).
 
 What holds for every class F. Write X = sup |lin|, Y = sup |avr|, U = sup sqrt(p^2 + q^2) over F; 0 may be added to F.
-Contraction (Ledoux and Talagrand 1991, eq. 4.20, with the convex increasing function ([u]_+)^2 and the contraction
-|.|) gives E([sup avr]_+)^2 <= E X^2, the same for sup(-avr), and Y is the larger of the two: E Y^2 <= 2 E X^2. By (1)
-E U^2 <= E(X^2 + Y^2) / 2 <= (3 / 2) E X^2, and by Kahane's inequality with the best constant (Latala and Oleszkiewicz
-1994), E X^2 <= 2 (E X)^2:
+Contraction (Ledoux and Talagrand 1991, proof of Theorem 4.12, with the convex increasing function ([u]_+)^2 and the
+contraction |.|) gives E([sup avr]_+)^2 <= E X^2, the same for sup(-avr), and Y is the larger of the two: E Y^2 <= 2 E
+X^2. By (1) E U^2 <= E(X^2 + Y^2) / 2 <= (3 / 2) E X^2, and by Kahane's inequality with the best constant (Latala and
+Oleszkiewicz 1994), E X^2 <= 2 (E X)^2:
 
     R^_L(H o rho_c o G) <= sqrt(3) sqrt(d_in) B R^_L(F),   and no constant below sqrt(2) will do.                    (2)
 
@@ -31,7 +31,7 @@ Lemma B.1 is wrong as well. As an equality it fails for any f < 0, whose ReLU is
 factor 2 of Ledoux and Talagrand (Theorem 4.12), and not without one, because of the absolute value in Definition B.1:
 for the class of e_1 - e_2, e_2 - e_3 and e_3 - e_1 over three points, R^(|F|) = (4 / 3) R^(F), and for e_1 + e_3, e_2
 + e_3 and e_1 - e_2 R^(ReLU o F) = (7 / 6) R^(F). Hence R^(|F|) <= 2 R^(F), and with (1) max(R^(ReLU o F), R^(ReLU o
--F)) <= (3 / 2) R^(F).
+-F)) <= (3 / 2) R^(F). A linear class of three points of the plane has 1.219 and 1.106 (`LEMMA_B_1_POINTS`).
 
 For F = {x -> <w, x>, |w|_2 <= A}, with s = sum_i sigma_i x_i: X = A |s|, E |s|^2 = T = sum_i |x_i|^2. Half of the
 ball makes the same |f|. For the half {<w, n> >= 0} the largest lin is A |s| where <s, n> >= 0, and the part of s
@@ -64,6 +64,8 @@ from cnninv_jax._numerics import as_float, as_floats, matmul
 from cnninv_jax._typing import Array, Float, Int, PRNGKeyArray
 from cnninv_jax.crelu.arrangement import Faces
 
+#: Three points of the plane where R^(|F|) and R^(ReLU o F) exceed R^(F) for F = {<w, x>, |w|_2 <= A}.
+LEMMA_B_1_POINTS = ((0.76, 0.49), (0.17, 1.2), (-0.59, 0.7))
 #: Most points whose signs are all gone through.
 MOST_ENUMERATED = 16
 #: How far the last step of `ascent` turns towards the gradient.

@@ -147,6 +147,16 @@ def test_finite_classes_break_lemma_b_1():
     np.testing.assert_allclose(kept, 7 / 6, rtol=CLOSE)
 
 
+def test_a_linear_class_breaks_lemma_b_1():
+    # Points at 0 change nothing but 2 / L.
+    x = np.concatenate([np.array(rademacher.LEMMA_B_1_POINTS), np.zeros((3, 2))])
+    found = np.array(rademacher.exact_complexities(faces(x)))
+    np.testing.assert_allclose(found / found[0], [1, 1.10629, 1.21858, 1.15274], atol=1e-5)
+    grid = directions(2, 20_000) @ x.T
+    brute = np.mean([readings(grid, sigma).max(axis=1) for sigma in all_signs(6)], axis=0)
+    np.testing.assert_allclose(brute, found, rtol=1e-4)
+
+
 def test_a_finite_class_by_its_definition():
     values = sample(5, 4, seed=8)
     brute = np.mean([readings(values, sigma).max(axis=1) for sigma in all_signs(5)], axis=0)
