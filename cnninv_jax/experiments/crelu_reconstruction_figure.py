@@ -15,6 +15,8 @@ from cnninv_jax.experiments.render import COLOURS
 
 #: Lines of the ways.
 STYLES = {"linear": "-", "nearest": "--", "early": ":"}
+#: Errors above it are drawn on a logarithmic axis.
+LARGE = 4.0
 
 
 def reconstruction_figure(report: Mapping[str, Any], dataset: Any) -> Figure:
@@ -80,10 +82,13 @@ def _curves(axes: Axes, found: Mapping[str, Any]) -> None:
                 linewidth=1.4, label=f"{label(kind, pooled)}, {way}",
             )  # fmt: skip
     axes.set_ylim(bottom=0.0)
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high * 1.45)
+    high = axes.get_ylim()[1]
+    if high > LARGE:
+        axes.set_yscale("symlog", linthresh=1.0, linscale=1.0)
+    # Room for the legend.
+    axes.set_ylim(0.0, high * 1.45 if high <= LARGE else high**2)
     axes.set_xlabel("layers")
-    axes.set_ylabel("|x - x'| / |x|")
+    axes.set_ylabel("|x - x'| / |x|" + (" (linear to 1, then logarithmic)" if high > LARGE else ""))
     over = sorted({cell["ways"]["linear"]["error"]["over"] for cell in found["cells"] if _known(cell)})
     axes.set_title("Error by depth" + (f" (bars: 95%, over {' or '.join(over)})" if over else ""), fontsize=10)
     axes.legend(fontsize=7, frameon=False, loc="upper left")
@@ -94,8 +99,8 @@ def _ratios(axes: Axes, found: Mapping[str, Any]) -> None:
     for at, (kind, pooled) in enumerate(_settings(found)):
         own = [one for one in found["layers"] if (one["kind"], tuple(one["pooled"])) == (kind, pooled)]
         axes.plot(
-            [one["layer"] for one in own], [one["ratio"] for one in own], "o-", color=COLOURS[at % len(COLOURS)],
-            markersize=4, label=label(kind, pooled),
+            [one["layer"] for one in own], [one["ratio"] for one in own], "o", color=COLOURS[at % len(COLOURS)],
+            linestyle=("-", "--", "-.", ":")[at % 4], markersize=7 - 2 * (at % 3), label=label(kind, pooled),
         )  # fmt: skip
     axes.axhline(1.0, color="0.4", linewidth=0.9, linestyle=":")
     axes.annotate("as many as unknowns", (0.98, 1.0), xycoords=("axes fraction", "data"), fontsize=8, ha="right",
