@@ -148,7 +148,7 @@ def test_pooling_against_loops(name):
 
 def test_pooling_of_both_phases():
     rng = np.random.default_rng(1)
-    h = rng.standard_normal((3, 6, 4))
+    h = rng.standard_normal((3, 6, 4)).astype(DTYPE)
     found = both_jit(h, 2)
     features, switches = pooled_by_loops(np.concatenate([np.maximum(h, 0), np.maximum(-h, 0)]), (2, 2), (2, 2))
     np.testing.assert_allclose(found.features, features, rtol=1e-7)
