@@ -149,7 +149,7 @@ def _bounds(axes: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
             density, 10**edges, color=COLOURS[at], linewidth=1.6, linestyle="-" if entry["satisfies"] else "--",
             label=label,
         )  # fmt: skip
-    axes.axvline(1.0, color="0.2", linewidth=1.0)
+    axes.axvline(1.0, ymax=0.68, color="0.2", linewidth=1.0)
     axes.annotate("violated", (0.93, 0.02), xycoords=("data", "axes fraction"), ha="right", fontsize=8, color="0.3")
     axes.set_xscale("log")
     axes.set_ylim(0, 1.5 * axes.get_ylim()[1])
