@@ -12,6 +12,11 @@ def studies() -> dict[str, Study[Any]]:
     from cnninv_jax.experiments.bounds import GILBERT_BOUNDS
     from cnninv_jax.experiments.coherence_tables import TABLE4, TABLE6
     from cnninv_jax.experiments.constant_study import CONSTANT
+    from cnninv_jax.experiments.crelu_invariance import CRELU_INVARIANCE
+    from cnninv_jax.experiments.crelu_pairing import CRELU_PAIRING
+    from cnninv_jax.experiments.crelu_rademacher import CRELU_RADEMACHER
+    from cnninv_jax.experiments.crelu_ratio import CRELU_RATIO
+    from cnninv_jax.experiments.crelu_reconstruction import CRELU_RECONSTRUCTION
     from cnninv_jax.experiments.dcn_channels import DCN_CHANNELS
     from cnninv_jax.experiments.dcn_depth import DCN_DEPTH
     from cnninv_jax.experiments.dcn_kernel import DCN_KERNEL
@@ -34,7 +39,8 @@ def studies() -> dict[str, Study[Any]]:
     gilbert = (FIG3, TABLE2, TABLE3, TABLE4, TABLE6, TABLE7, CONSTANT, GILBERT_BOUNDS, PHASE)
     random_dcn = (DCN_DEPTH, DCN_WIDTH, DCN_CHANNELS, DCN_KERNEL, DCN_RATES, DCN_VALUES, DCN_LAWS)
     murray = (DCSC_RECOVERY, DCSC_SCALING, DCSC_DEPTH, DCSC_RELU, DCSC_RARE, DCSC_PURSUITS, DCSC_DESIGN)
-    return {study.name: study for study in (*gilbert, *random_dcn, *murray)}
+    shang = (CRELU_PAIRING, CRELU_RECONSTRUCTION, CRELU_RATIO, CRELU_INVARIANCE, CRELU_RADEMACHER)
+    return {study.name: study for study in (*gilbert, *random_dcn, *murray, *shang)}
 
 
 def find_study(name: str) -> Study[Any]:
