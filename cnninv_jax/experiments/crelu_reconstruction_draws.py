@@ -28,7 +28,8 @@ WAYS: tuple[Literal["linear", "nearest", "early"], ...] = ("linear", "nearest", 
 #: Numbers of a reconstruction x' of the network's input x: |x - x'| / |x|, and the least |x - a x'| / |x| over factors
 #: a. Those of the picture are taken after it is cut to [0, 1], as it is shown.
 MEASURES = ("error", "scaled_error", "picture_error", "psnr", "ssim")
-#: Numbers of every layer on the way: |f - f'| / |f| of its input's estimate, and how its least squares ended.
+#: Numbers of every layer on the way: |f - f'| / |f| of its input's estimate, before it is replaced by the nearest
+#: features, and how its least squares ended.
 SOLVES = ("error", "residual", "steps", "status")
 
 
