@@ -31,9 +31,10 @@ def pairing_figure(report: Mapping[str, Any], dataset: Any) -> Figure:
     seen = [place for place in range(len(layers)) if f"filters_{place}" in held]
     across = 3 if len(layers) in (3, 5, 6) else min(COLUMNS, max(len(layers), 2))
     rows = math.ceil(len(layers) / across)
-    width = 3.6 * across
+    # Wide enough for the title and the legend.
+    width = max(3.6 * across, 9.6)
     mosaics = [_mosaic(np.asarray(held[f"filters_{place}"]), layers[place], len(seen)) for place in seen]
-    heights = [3.1 * rows + 0.9]
+    heights = [3.1 * rows + 1.1]
     if seen:
         tallest = max(mosaic.shape[0] / mosaic.shape[1] for mosaic, _ in mosaics)
         heights.append(0.96 * width / len(seen) * tallest + 0.75)
@@ -41,7 +42,7 @@ def pairing_figure(report: Mapping[str, Any], dataset: Any) -> Figure:
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, hspace=0.02, squeeze=False)[:, 0]
     where = "learned from patches of pictures, and planted" if found["source"] is None else found["source"]
     parts[0].suptitle(
-        f"Lowest cosine of every filter with another one: {where.rsplit('/', 1)[-1]}", fontsize=13, fontweight="bold"
+        f"Lowest cosine of every filter with another one:\n{where.rsplit('/', 1)[-1]}", fontsize=13, fontweight="bold"
     )
     grid = parts[0].subplots(rows, across, squeeze=False)
     for place, axes in enumerate(grid.ravel()):
