@@ -23,7 +23,7 @@ from scipy.sparse.linalg import LinearOperator, lsmr
 from benchmarks.peers.dcsc_peer import peak_mib
 
 try:
-    import torch
+    import torch  # pyright: ignore
 except ImportError:
     torch = None  # type: ignore[assignment]
 
@@ -109,7 +109,8 @@ class Server:
             found, most = [], 0
             for one in self.features:
                 z = (one[:count] - one[count:]).ravel()
-                x, _, steps, *_ = lsmr(matrix, z, atol=tol, btol=tol, conlim=0, maxiter=MOST_STEPS)
+                with np.errstate(over="ignore"):
+                    x, _, steps, *_ = lsmr(matrix, z, atol=tol, btol=tol, conlim=0, maxiter=MOST_STEPS)
                 found.append(x.reshape(self.channels, *self.size))
                 most = max(most, steps)
             return np.stack(found), most

@@ -70,7 +70,6 @@ def _correlated(op: ConvOperator) -> Callable[[Signal], Signal]:
     reach = [ell - 1 for ell in op.length]
     kernel = autocorrelation(op.filters)
     around = [(0, 0), *((size, size) for size in reach)]
-    inside = (slice(None), *(slice(r, r + size) for r, size in zip(reach, op.signal_shape, strict=True)))
     padded_shape = tuple(size + 2 * r for r, size in zip(reach, op.signal_shape, strict=True))
     slabs = [] if op.padding == "circular" else _missing(op)
 
@@ -82,16 +81,17 @@ def _correlated(op: ConvOperator) -> Callable[[Signal], Signal]:
             result = _stencil(kernel, padded, op.signal_shape)
         else:
             result = analysis(conv_operator(kernel, padded_shape), padded)
-        if not slabs:
-            return result
-        spread = jnp.pad(result, around)
+        zero = jnp.zeros((), x.dtype)
         for box in slabs:
             # A box of shifts reads, and writes, a filter's length less one beyond its last shift.
-            seen = (slice(None), *(slice(a, b + r) for (a, b), r in zip(box, reach, strict=True)))
-            part = padded[seen]
+            part = padded[(slice(None), *(slice(a, b + r) for (a, b), r in zip(box, reach, strict=True)))]
             slab = conv_operator(op.filters, part.shape[1:])
-            spread = spread.at[seen].add(-synthesis(slab, analysis(slab, part)))
-        return spread[inside]
+            excess = synthesis(slab, analysis(slab, part))
+            # Padded, or cropped, into its place.
+            ends = zip(box, reach, op.signal_shape, strict=True)
+            widths = [(0, 0, 0), *((a - r, size - b, 0) for (a, b), r, size in ends)]
+            result = result - jax.lax.pad(excess, zero, widths)
+        return result
 
     return normal
 
