@@ -58,7 +58,7 @@ class Server:
         with np.load(problem) as held:
             self.features = jnp.asarray(held["features"])
             self.op = conv_operator(held["bank"], self.features.shape[2:], padding="same")
-        self.programs: dict[tuple[str, float], Callable[[], Any]] = {}
+        self.programs: dict[str, Callable[..., Any]] = {}
         self.compiling: dict[str, float] = {}
         self.memory: dict[str, float] = {}
         return {"forms": list(OURS)}
