@@ -125,6 +125,7 @@ def test_frames_equal_explicit_matrices():
     assert any(float(one.largest_right) < float(one.largest) for one in seen)
 
 
+@pytest.mark.slow
 def test_frames_in_two_dimensions_with_padding_stride_and_noise():
     bank_key, code_key, noise_key = jax.random.split(jax.random.key(3), 3)
     bank = filters.gaussian(bank_key, 4, 2, (3, 2), dtype=DTYPE)
@@ -203,7 +204,7 @@ def test_distance_to_span_with_dependent_rows():
 # Sampling.
 
 
-@pytest.mark.parametrize(("per_filter", "values"), [(3, "signs"), (1, "negative")])
+@pytest.mark.parametrize(("per_filter", "values"), [(3, "signs"), pytest.param(1, "negative", marks=pytest.mark.slow)])
 def test_sampled_shifts_are_different_and_as_many_as_asked_for(per_filter, values):
     op = conv_operator(jnp.ones((6, 1, 2), DTYPE), 5)
     draw = jax.jit(jax.vmap(functools.partial(sample_shifts, op=op, k=4, per_filter=per_filter, values=values)))
@@ -264,6 +265,7 @@ def test_the_step_of_the_proof_fails_and_the_theorem_holds():
     assert found.ratio <= theorem_a5_refined(found.smallest, found.largest_right)
 
 
+@pytest.mark.slow
 def test_the_refined_bound_is_attained():
     """Two equal filters at their only two shifts: both choose the first, and nothing can be said better."""
     a, b = 0.8, -0.6

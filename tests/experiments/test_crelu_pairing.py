@@ -185,6 +185,7 @@ def outcome(network, tmp_path_factory):
     return reproduce_study(CRELU_PAIRING, parameters, StudyOptions(out=out, quiet=True))
 
 
+@pytest.mark.slow
 def test_a_network_end_to_end(outcome):
     first, second = outcome.report["findings"]["layers"]
     assert (first["shape"], second["shape"]) == ([6, 3, 3, 3], [5, 12, 3, 3])
@@ -203,6 +204,7 @@ def test_a_network_end_to_end(outcome):
     assert "lower than random in 1: " + first["layer"] in " ".join(outcome.tables[0].notes)
 
 
+@pytest.mark.slow
 def test_the_figure_shows_histograms_and_filters(outcome):
     report = json.loads((outcome.folder / "report.json").read_text())
     with xr.open_dataset(outcome.folder / "result.nc", engine="h5netcdf") as arrays:
@@ -216,6 +218,7 @@ def test_the_figure_shows_histograms_and_filters(outcome):
     assert len(alone.get_axes()) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_and_order_does_not_matter(outcome, network, tmp_path, monkeypatch):
     kept = json.loads((outcome.folder / "report.json").read_text())
     names = [layer["layer"] for layer in kept["findings"]["layers"]]
