@@ -163,6 +163,7 @@ def test_proposition_1_of_gilbert_2017():
     assert int(found.num_steps) <= 2
 
 
+@pytest.mark.slow
 def test_orthonormal_rows_and_orthonormal_columns():
     """With W W^T = I the projection is W^T W x, with W^T W = I it is x: no iteration is needed, W^T z is the answer."""
     rng = np.random.default_rng(3)

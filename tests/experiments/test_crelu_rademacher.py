@@ -59,7 +59,7 @@ def test_keys_are_those_of_the_cell():
     assert len(seen) == 16
 
 
-@pytest.mark.parametrize("way", ["faces", "ascent"])
+@pytest.mark.parametrize("way", ["faces", pytest.param("ascent", marks=pytest.mark.slow)])
 def test_drawn_signs_agree_with_all_signs(tmp_path, monkeypatch, way):
     points = drawn("antipodal", 6, 2)
     exact = draws.Effort(1, 1000, 1, 1).measure(points, jax.random.key(1), tmp_path / "none", "all")
@@ -95,6 +95,7 @@ def test_the_interval_of_a_ratio(tmp_path):
     np.testing.assert_allclose([value - low, high - value], 1.9647 * error, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_study_finds_the_counterexample(outcome):
     found = cells(outcome)
     for law in SMALL.laws:
@@ -116,6 +117,7 @@ def test_the_study_finds_the_counterexample(outcome):
             assert cell["ratios"][name]["low"] <= cell["constants"][name] + 1e-5
 
 
+@pytest.mark.slow
 def test_what_the_study_leaves(outcome):
     first = outcome.tables[0]
     assert first.columns == ("sample", "L = 2", "L = 14")
@@ -126,6 +128,7 @@ def test_what_the_study_leaves(outcome):
     json.dumps(outcome.report)
 
 
+@pytest.mark.slow
 def test_a_cell_does_not_depend_on_the_others(outcome, tmp_path):
     alone = dataclasses.replace(SMALL, laws=("centred",), samples=(14,))
     found = cells(reproduce_study(CRELU_RADEMACHER, alone, StudyOptions(out=tmp_path / "alone", quiet=True)))
