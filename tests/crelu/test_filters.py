@@ -13,6 +13,7 @@ from cnninv_jax.crelu import filters as crelu_filters
 from cnninv_jax.crelu.filters import outgoing_correlation, pairing
 
 PAIRING = jax.jit(pairing)
+OUTGOING = jax.jit(outgoing_correlation)
 TOLERANCE = 1e-12 if jax.config.jax_enable_x64 else 2e-6
 FLOAT = np.float64 if jax.config.jax_enable_x64 else np.float32
 
@@ -57,7 +58,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30], ids=["tiny", "unit", "huge"])
 def test_opposite_filters_find_each_other(scale):
     half = np.random.default_rng(2).standard_normal((3, 8)).astype(np.float32)
-    found = pairing(np.concatenate([half, -2 * half]) * np.float32(scale))
+    found = PAIRING(np.concatenate([half, -2 * half]) * np.float32(scale))
     assert found.index.tolist() == [3, 4, 5, 0, 1, 2]
     np.testing.assert_allclose(found.cosine, -1.0, atol=1e-6)
     assert np.all(np.asarray(found.cosine) >= -1)
@@ -66,19 +67,19 @@ def test_opposite_filters_find_each_other(scale):
 def test_filters_without_an_angle_are_left_out():
     """One direction only: mu = 1 by definition, with another filter. Nobody left to be paired with: nothing."""
     same = np.ones((3, 4), np.float32)
-    assert pairing(same).index.tolist() == [1, 0, 0]
-    np.testing.assert_allclose(pairing(same).cosine, 1.0, rtol=1e-6)
+    assert PAIRING(same).index.tolist() == [1, 0, 0]
+    np.testing.assert_allclose(PAIRING(same).cosine, 1.0, rtol=1e-6)
     same[1] = np.inf
-    assert pairing(same).index.tolist() == [2, -1, 0]
+    assert PAIRING(same).index.tolist() == [2, -1, 0]
     same[2] = 0
-    alone = pairing(same)
+    alone = PAIRING(same)
     assert alone.index.tolist() == [-1, -1, -1]
     assert np.all(np.isnan(alone.cosine))
 
 
 def test_low_precision_is_widened():
     bank = jnp.asarray(np.random.default_rng(3).standard_normal((5, 6)), jnp.bfloat16)
-    found = pairing(bank)
+    found = PAIRING(bank)
     assert found.cosine.dtype == jnp.float32
     np.testing.assert_allclose(found.cosine, paired(np.asarray(bank.astype(jnp.float32)))[1], atol=1e-6)
 
@@ -127,7 +128,7 @@ def test_phases_of_a_crelu(monkeypatch, unmatched, centred):
 def test_partners_of_a_relu():
     kernel = np.random.default_rng(5).standard_normal((4, 5, 3)).astype(FLOAT)
     partner = np.array([1, 0, 1, -1, 2], np.int32)
-    found = jax.jit(outgoing_correlation)(kernel, partner)
+    found = OUTGOING(kernel, partner)
     pair, rest = correlated(kernel, partner)
     assert (int(found.pair.number), int(found.non_pair.number)) == (len(pair), len(rest)) == (4, 14)
     assert np.isnan(found.cosine).tolist() == [False, False, False, True, False]
@@ -139,7 +140,7 @@ def test_partners_of_a_relu():
 def test_a_layer_that_sees_modulus_or_phase_only(sign):
     """|x| is the sum of both phases and x is their difference: outgoing weights are equal, or each other's negation."""
     half = np.random.default_rng(6).standard_normal((5, 4, 3, 3)).astype(FLOAT)
-    found = outgoing_correlation(np.concatenate([half, sign * half], axis=1))
+    found = OUTGOING(np.concatenate([half, sign * half], axis=1))
     np.testing.assert_allclose(found.cosine, sign, rtol=1e-6)
     np.testing.assert_allclose(found.pair.mean_absolute, 1.0, rtol=1e-6)
     assert float(found.non_pair.mean_absolute) < 0.9
