@@ -22,6 +22,7 @@ from cnninv_jax.experiments.analysis_pairing import beside_random
 from cnninv_jax.experiments.files import results_folder, save_json, writing
 from cnninv_jax.experiments.options import Precision, checked_seed
 from cnninv_jax.experiments.runs import another_run, default_folder
+from cnninv_jax.experiments.studies import progress_bar
 from cnninv_jax.montecarlo import JournalError, JournalLockedError, Result, mean_interval, run
 from cnninv_jax.montecarlo.arguments import positive
 from cnninv_jax.operators import ConvOperator, coherence, conv_operator, frame_bounds
@@ -144,13 +145,16 @@ def _analyze(
         "precision": options.precision,
     }  # fmt: skip
     ratios = {"filters": _numbers(own), "random": _numbers(beside)}
-    search_key = jax.random.fold_in(jax.random.key(seed), 2)
+    certified = {}
+    if options.constants:
+        search_key = jax.random.fold_in(jax.random.key(seed), 2)
+        certified["constants"] = constants(op, k, pool, search_key, ratios["filters"], quiet=options.quiet)
     content = {
         "origin": origin,
         "setting": setting,
         **structure,
         "ratios": ratios,
-        **({"constants": constants(op, k, pool, search_key, ratios["filters"])} if options.constants else {}),
+        **certified,
         "provenance": {"filters": dict(own.provenance), "random": dict(beside.provenance)},
     }
     return Report(content, folder, tuple(_save(content, own, beside, folder)))
@@ -225,32 +229,38 @@ def _ratios(key: jax.Array, *, op: ConvOperator, k: int, pool: tuple[int, ...] |
     return rip.ratios(key, op, k, pool=pool, values=values)
 
 
+@jax.jit
+def _described(op: ConvOperator) -> dict[str, jax.Array]:
+    bounds = frame_bounds(op, num_steps=LANCZOS_STEPS)
+    numbers = {
+        "coherence_shifts": coherence(op, over="shifts"),
+        "frame_lower": bounds.lower,
+        "frame_upper": bounds.upper,
+    }
+    if op.num_filters > 1:
+        numbers["coherence_filters"] = coherence(op, over="filters")
+        numbers["pairing"] = pairing(op.filters).cosine
+    return {**numbers, "lower_residual": bounds.lower_residual, "upper_residual": bounds.upper_residual}
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
+def _drawn(
+    key: jax.Array, num_filters: int, channels: int, length: tuple[int, ...], normalize: bool, dtype: np.dtype
+) -> jax.Array:
+    return filters.gaussian(key, num_filters, channels, length, normalize=normalize, dtype=dtype)
+
+
 def _structure(options: AnalysisOptions, op: ConvOperator, bank: np.ndarray, key: jax.Array) -> dict[str, Any]:
     """Return shapes, norms, coherence and frame bounds, beside those of random banks with their intervals."""
-
-    def describe(op: ConvOperator) -> dict[str, jax.Array]:
-        bounds = frame_bounds(op, num_steps=LANCZOS_STEPS)
-        numbers = {
-            "coherence_shifts": coherence(op, over="shifts"),
-            "frame_lower": bounds.lower,
-            "frame_upper": bounds.upper,
-        }
-        if op.num_filters > 1:
-            numbers["coherence_filters"] = coherence(op, over="filters")
-            numbers["pairing"] = pairing(op.filters).cosine
-        return {**numbers, "lower_residual": bounds.lower_residual, "upper_residual": bounds.upper_residual}
-
-    def of_random(key: jax.Array) -> dict[str, jax.Array]:
-        drawn = filters.gaussian(
-            key, op.num_filters, op.channels, op.length, normalize=options.normalize, dtype=op.dtype
-        )
-        return describe(dataclasses.replace(op, filters=drawn))
-
-    own = jax.device_get(jax.jit(describe)(op))
+    own = jax.device_get(_described(op))
+    found = []
     # One after the other, and outside of the engine: the small eigenproblems call LAPACK.
-    beside = jax.device_get(
-        jax.jit(lambda keys: jax.lax.map(of_random, keys))(jax.random.split(key, options.random_banks))
-    )
+    with progress_bar("coherence and frame bounds of random banks", options.random_banks, quiet=options.quiet) as bar:
+        for one in jax.random.split(key, options.random_banks):
+            drawn = _drawn(one, op.num_filters, op.channels, op.length, options.normalize, op.dtype)
+            found.append(jax.device_get(_described(dataclasses.replace(op, filters=drawn))))
+            bar.advance(1)
+    beside = {name: np.stack([numbers[name] for numbers in found]) for name in own}
     compared = {}
     for name in ("coherence_filters", "coherence_shifts", "frame_lower", "frame_upper"):
         if name in own:

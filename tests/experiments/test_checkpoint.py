@@ -95,6 +95,33 @@ def test_a_layer_too_large_is_left_out_with_what_the_draws_say():
     assert "0.2 at most" in sentences[1]
 
 
+def test_hundreds_of_non_zeros_are_searched_without_what_takes_hours(monkeypatch):
+    """64 filters of 3 x 3 on 15 x 15 have 410 non-zeros by default: one sweep of exchanges there takes hours."""
+    asked = []
+
+    def no_search(op, k, *, members, sweeps, **_):
+        asked.append((k, members, sweeps))
+        raise ValueError("searched")
+
+    monkeypatch.setattr(rip, "constant", no_search)
+    op = conv_operator(np.ones((64, 3, 3, 3), np.float32), 15, padding="same")
+    said = {}
+    for k in (10, 60, 150, 198, 199, 410):
+        said[k] = constants(op, k, (2, 2), jax.random.key(0), numbers(1.5, 0.2))["left_out"]
+    assert asked == [(10, 1, 3), (60, 1, 1), (150, 1, 0), (198, 1, 0)]
+    assert said[410] == "eigenvalues of supports of 820 entries take too long (--k up to 198)"
+    assert "--k up to 198" in said[199]
+
+
+def test_numbers_of_supports_that_no_float_holds():
+    entry = {"lower": 1.2, "exact": None, "upper": 1.5, "supports": str(12345678 * 10**900), "evaluations": 1}
+    found = {"delta_k": entry, "delta_2k": {**entry, "supports": "4321"}, "largest_seen_in_draws": 0.0,
+             "theorem_3_3_from_lower": None, "theorem_3_3_from_upper": None,
+             "observed_error_mean": 0.1, "observed_error_max": 0.2}  # fmt: skip
+    table, _ = constants_table(found)
+    assert list(table.columns[-1].cells) == ["1.23e+907", "4.32e+03"]
+
+
 @pytest.mark.parametrize(
     ("lower", "upper", "said"), [(0.05, 0.1, "at most"), (0.9, 1.1, "at the very best"), (1.1, 1.2, "nothing here")]
 )
