@@ -1,4 +1,4 @@
-"""Recovery of codes from signals (Gilbert et al. 2017, Algs. 1 and 2), and layers of a CNN as its first iteration."""
+"""Recovery: codes from signals (Gilbert et al. 2017, Algs. 1 and 2), layers as an iteration, signals from responses."""
 
 from cnninv_jax.recovery.iht import IHTResult as IHTResult
 from cnninv_jax.recovery.iht import IHTState as IHTState
@@ -17,6 +17,9 @@ from cnninv_jax.recovery.layers import CNNLayer as CNNLayer
 from cnninv_jax.recovery.layers import LayersResult as LayersResult
 from cnninv_jax.recovery.layers import cnn_layer as cnn_layer
 from cnninv_jax.recovery.layers import iht_layers as iht_layers
+from cnninv_jax.recovery.pseudo_inverse import PseudoInverseResult as PseudoInverseResult
+from cnninv_jax.recovery.pseudo_inverse import PseudoInverseStatus as PseudoInverseStatus
+from cnninv_jax.recovery.pseudo_inverse import pseudo_inverse as pseudo_inverse
 from cnninv_jax.recovery.results import RESULTS as RESULTS
 from cnninv_jax.recovery.sparse_code import SparseCodeResult as SparseCodeResult
 from cnninv_jax.recovery.sparse_code import sparse_code as sparse_code
@@ -31,6 +34,8 @@ __all__ = [
     "LassoResult",
     "LassoStatus",
     "LayersResult",
+    "PseudoInverseResult",
+    "PseudoInverseStatus",
     "SparseCodeResult",
     "cnn_layer",
     "duality_gap",
@@ -43,5 +48,6 @@ __all__ = [
     "iht_terminate",
     "lam_max",
     "lasso",
+    "pseudo_inverse",
     "sparse_code",
 ]
