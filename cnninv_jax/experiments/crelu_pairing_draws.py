@@ -36,10 +36,14 @@ BINS = 40
 def group_pairing(bank: Float[np.ndarray, "K M *ell"], groups: int) -> tuple[np.ndarray, np.ndarray]:
     """Return every filter's pairing filter and cosine within its group, [K] each; -1 and NaN where there is none."""
     each = len(bank) // groups
-    found = jax.jit(jax.vmap(pairing))(bank.reshape(groups, each, -1))
-    index = np.asarray(found.index)
+    index = np.asarray(jax.jit(jax.vmap(pairing))(bank.reshape(groups, each, -1)).index)
     shifted = np.where(index < 0, -1, index + each * np.arange(groups)[:, None])
-    return shifted.reshape(-1), np.asarray(found.cosine, np.float64).reshape(-1)
+    # Cosines of the Gram matrix whose signs are drawn, to the last digit: few filters have few signs, many draws are
+    # the bank itself, and rounding may not part them from it.
+    gram, alive = _gram(bank, groups)
+    compared = alive[:, None, :] & ~np.eye(each, dtype=bool)
+    lowest = np.min(np.where(compared, gram.astype(bank.dtype), np.inf), axis=2)
+    return shifted.reshape(-1), np.where(index < 0, np.nan, lowest).astype(np.float64).reshape(-1)
 
 
 def draw_banks(
@@ -126,7 +130,9 @@ def compare(mu: Float[np.ndarray, " K"], draws: Mapping[str, np.ndarray]) -> dic
 
 def _means(own: np.ndarray, banks: np.ndarray) -> dict[str, float]:
     """Compare the mean: lower than that of random banks?"""
-    means = banks.mean(axis=1)
+    # In one array, so that a bank that is this one has its mean to the last digit.
+    observed, *drawn = np.vstack([own, banks]).mean(axis=1)
+    means = np.asarray(drawn)
     variance = float(means.var(ddof=1))
     low, high = mean_interval(means.mean(), variance, len(means))
     return {
@@ -136,7 +142,7 @@ def _means(own: np.ndarray, banks: np.ndarray) -> dict[str, float]:
         "deviation_of_means": math.sqrt(variance),
         "middle_low": float(np.quantile(means, 0.025)),
         "middle_high": float(np.quantile(means, 0.975)),
-        "p_lower": float((np.sum(means <= own.mean()) + 1) / (len(means) + 1)),
+        "p_lower": float((np.sum(means <= observed) + 1) / (len(means) + 1)),
     }
 
 

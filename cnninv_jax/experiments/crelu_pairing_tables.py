@@ -40,7 +40,7 @@ def _random_table(content: Mapping[str, Any]) -> Table:
         "Cliff's delta: P(mu < random mu) - P(mu > random mu), +1 where all are lower; in brackets what 95% of random "
         "banks stay below (absolute value), likewise for the distance. Below 1%: % of filters below the lowest 1% of "
         "random mu.",
-        _said(layers, level, count),
+        _said(layers, "random", "random", level, count),
     ]
     left_out = {layer["layer"]: layer["left_out"] for layer in layers if layer["left_out"]}
     if left_out:
@@ -70,16 +70,16 @@ def _random_table(content: Mapping[str, Any]) -> Table:
     return Table(f"Pairing filters beside random ones: {where}", columns, tuple(rows), tuple(notes))
 
 
-def _said(layers: Sequence[Mapping[str, Any]], level: float, count: int) -> str:
+def _said(layers: Sequence[Mapping[str, Any]], hypothesis: str, words: str, level: float, count: int) -> str:
     smallest = 1 / (count + 1)
     if smallest > level:
         return (
             f"{len(layers)} layers at the level {LEVEL} together ask for p below {level:.2g}; {count} draws give "
             f"{smallest:.2g} at best: more --num-draws."
         )
-    lower = [layer["layer"] for layer in layers if layer["random"]["p_lower"] <= level]
+    lower = [layer["layer"] for layer in layers if layer[hypothesis]["p_lower"] <= level]
     return (
-        f"At the level {LEVEL} for all {len(layers)} together (p at most {level:.2g}), the mean is lower than random "
+        f"At the level {LEVEL} for all {len(layers)} together (p at most {level:.2g}), the mean is lower than {words} "
         + (f"in {len(lower)}: {', '.join(lower)}." if lower else "in none.")
     )
 
@@ -94,15 +94,13 @@ def _sign_table(content: Mapping[str, Any]) -> Table:
             layer["layer"], f"{layer['mean']:.4f}", f"{signs['mean']:.4f} ± {half:.4f}", f"{signs['p_lower']:.2g}",
             f"{signs['cliffs_delta']:+.2f} ({signs['cliffs_delta_random']:.2f})",
         ))  # fmt: skip
-    level = LEVEL / len(layers)
-    lower = [layer["layer"] for layer in layers if layer["signs"]["p_lower"] <= level]
+    level, count = LEVEL / len(layers), content["num_draws"]
     notes = (
-        f"New signs: {content['num_draws']} times the same filters, each times -1 or 1 at random, which keeps every "
+        f"New signs: {count} times the same filters, each times -1 or 1 at random, which keeps every "
         "|cosine|. Filters that are smooth, or few in kind, have low cosines without coming in pairs of opposite "
         "phase; here a mean below random says that filters alike in shape are opposite in phase more often than by "
         "chance. p is exact if no sign is favoured.",
-        f"At the level {LEVEL} together (p at most {level:.2g}) the mean is lower than with new signs in "
-        + (f"{len(lower)} of {len(layers)}: {', '.join(lower)}." if lower else f"none of {len(layers)}."),
+        _said(layers, "signs", "with new signs", level, count),
     )
     columns = ("layer", "mean mu", "new signs: mean ± 95%", "p lower", "Cliff's delta (95%)")
     return Table("Opposite in phase, or only alike: the same filters with new signs", columns, tuple(rows), notes)
@@ -120,8 +118,8 @@ def _outgoing_table(content: Mapping[str, Any]) -> Table:
         for name in ("pair", "non_pair"):
             one = found[name]
             cells += [
-                f"{one['mean_absolute']:.3f} ± {one['standard_deviation_absolute']:.3f}",
-                f"{one['mean']:+.3f} ± {one['standard_deviation']:.3f}",
+                f"{one['mean_absolute']:.3f} ± {one['standard_deviation_absolute']:.3f}" if one["number"] else "-",
+                f"{one['mean']:+.3f} ± {one['standard_deviation']:.3f}" if one["number"] else "-",
                 f"{one['number']:,.0f}",
             ]
         rows.append((layer["layer"], found["kind"], *cells))

@@ -17,6 +17,7 @@ from cnninv_jax.experiments.analysis_pairing import beside_random, pairing_sente
 from cnninv_jax.experiments.crelu_pairing import CRELU_PAIRING, PairingParameters
 from cnninv_jax.experiments.crelu_pairing_banks import default_banks, network_banks, planted, spherical_kmeans
 from cnninv_jax.experiments.crelu_pairing_draws import _against_pool, _gram, compare, draw_banks, group_pairing
+from cnninv_jax.experiments.crelu_pairing_tables import tables
 from cnninv_jax.experiments.studies import StudyOptions, reproduce_study
 
 FOLDER = os.environ.get("CNNINV_DATA") or pathlib.Path(__file__).parents[3] / "shared" / "data"
@@ -131,6 +132,35 @@ def test_p_values_of_random_banks_are_uniform():
     for values in np.transpose(ranks):
         counts = np.bincount(np.round(np.asarray(values) * 20).astype(int), minlength=21)[1:]
         assert stats.chisquare(counts).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_few_filters_meet_themselves_among_new_signs(tmp_path, count):
+    """Half of the signs of two filters, a quarter of those of three, are the bank itself, not parted by rounding."""
+    for seed in range(3):
+        bank = np.random.default_rng(seed).standard_normal((count, 3, 3, 3)).astype(np.float32)
+        mu = group_pairing(bank, 1)[1]
+        draws = draw_banks(jax.random.key(seed), bank, 1, 99, np.dtype(np.float32), tmp_path / str(seed))
+        same = np.mean(np.all(draws["signs"] == mu, axis=1))
+        assert same > 0.5 ** (count - 1) - 0.2
+        assert compare(mu, draws)["signs"]["p_lower"] >= same
+
+
+def test_tables_say_what_too_few_draws_and_filters_cannot():
+    """Four layers ask for p below 0.0125, which 39 draws cannot give; two filters have no unmatched pair."""
+    nothing = {"mean_absolute": np.nan, "standard_deviation_absolute": np.nan, "mean": np.nan,
+               "standard_deviation": np.nan, "number": 0}  # fmt: skip
+    held = {"mean": -0.2, "mean_low": -0.3, "mean_high": -0.1, "p_lower": 1 / 40, "p_distance": 1 / 40,
+            "distance": 0.5, "distance_random_high": 0.4, "cliffs_delta": 0.5, "cliffs_delta_random": 0.4}  # fmt: skip
+    layer = {"layer": "a", "shape": [2, 3, 3, 3], "groups": 1, "mean": -0.5, "standard_deviation": 0.0,
+             "below_percent": 0.0, "left_out": 0, "random": held, "signs": held,
+             "outgoing": {"kind": "phases", "pair": {**nothing, "number": 2}, "non_pair": nothing}}  # fmt: skip
+    content = {"source": "here", "notes": [], "num_draws": 39, "layers": [layer] * 4}
+    random, signs, outgoing = tables(content)
+    for table in (random, signs):
+        assert "more --num-draws" in " ".join(table.notes)
+        assert "none" not in " ".join(table.notes)
+    assert outgoing.rows[0][5:] == ("-", "-", "0")
 
 
 def test_planted_pairs_are_as_asked():
