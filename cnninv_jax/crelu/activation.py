@@ -6,9 +6,11 @@ result. Pooling and what undoes it take channels first, [K, *n]; the activations
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -130,8 +132,13 @@ def pool_features(features: ArrayLike, pool: PerAxis | None = None, *, stride: P
     values = as_float(features)
     if values.ndim < 2:
         raise ValueError(f"expected features of shape [C, *n], got {values.shape}")
+    return _pooled(values, *window_and_step(values.shape[1:], pool, stride))
+
+
+@functools.partial(jax.jit, static_argnames=("window", "step"))
+def _pooled(values: Array, window: tuple[int, ...], step: tuple[int, ...]) -> Pooled:
+    """Return `pool_features`; one program, as there are many small operations."""
     shifts = values.shape[1:]
-    window, step = window_and_step(shifts, pool, stride)
     numbers = np.arange(math.prod(shifts), dtype=np.int32).reshape(1, *shifts)
     places = jnp.broadcast_to(jnp.asarray(numbers), values.shape)
     # Axis by axis, the last first: then the lowest flat index wins among equals, as it would in a whole window.

@@ -10,7 +10,9 @@ method for a piecewise linear map. Not in the paper.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ from cnninv_jax._numerics import as_float, norm, wider
 from cnninv_jax._typing import Array, Code, Float, Int, Scalar, Signal
 from cnninv_jax.crelu.activation import crelu, inverse
 from cnninv_jax.crelu.layers import CReLULayer, check_features, invert, responses_of
+from cnninv_jax.crelu.reconstruction import check_tol, for_loops
 
 #: The normal equations of a round are solved no further than this: the next round has others.
 LINEAR_TOL = 1e-2
@@ -99,15 +102,35 @@ def invert_jointly(
     Raises:
         ValueError: as `invert`, or a start of another shape.
 
-    Cost: an iteration takes every layer forth and back once; memory for the signs of every layer.
+    Cost: an iteration takes every layer forth and back once; memory for the signs of every layer. Compiled once for a
+    geometry.
     """
     placed = check_features(layers, features, switches)
-    target = _top(as_float(features), placed[-1])
-    if start is None:
-        start = invert(layers, features, switches, tol=LINEAR_TOL, max_steps=max_steps).signals[0]
-    x = as_float(start)
-    if x.shape != layers[0].op.input_shape:
-        raise ValueError(f"expected a start of shape (M, *D) = {layers[0].op.input_shape}, got {x.shape}")
+    given = None if start is None else as_float(start)
+    if given is not None and given.shape != layers[0].op.input_shape:
+        raise ValueError(f"expected a start of shape (M, *D) = {layers[0].op.input_shape}, got {given.shape}")
+    check_tol(tol)
+    switched = tuple(None if switch is None else jnp.asarray(switch) for switch in placed)
+    return _jointly(tuple(layers), as_float(features), switched, given, tol, num_rounds, max_steps=max_steps)
+
+
+@functools.partial(jax.jit, static_argnames="max_steps")
+def _jointly(
+    layers: Sequence[CReLULayer],
+    features: Array,
+    placed: Sequence[Array | None],
+    start: Signal | None,
+    tol: float,
+    num_rounds: int,
+    *,
+    max_steps: int,
+) -> JointInversion:
+    """Return `invert_jointly`."""
+    layers = [dataclasses.replace(layer, op=for_loops(layer.op)) for layer in layers]
+    target = _top(features, placed[-1])
+    x = start
+    if x is None:
+        x = invert(layers, features, placed, tol=LINEAR_TOL, max_steps=max_steps).signals[0]
     dtype = wider(wider(x.dtype, target.dtype), layers[0].op.dtype)
     x, target = x.astype(dtype), target.astype(dtype)
     size = _safe(norm(target))

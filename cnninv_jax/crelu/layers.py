@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from cnninv_jax._numerics import as_float, norm, wider
 from cnninv_jax._typing import Array, Code, Float, Int, PerAxis, Scalar, Signal
 from cnninv_jax.crelu.activation import crelu, max_pool, nearest, window_and_step
-from cnninv_jax.crelu.reconstruction import reconstruct, reconstruct_pooled
+from cnninv_jax.crelu.reconstruction import check_tol, reconstruct, reconstruct_pooled
 from cnninv_jax.operators import ConvOperator, analysis
 
 #: What is done to an estimate of features before it is taken for features: nothing, as in the paper; negative ones
@@ -112,7 +112,12 @@ def forward(layers: Sequence[CReLULayer], x: ArrayLike) -> Forward:
         ValueError: no layer, a layer that does not take what the one below hands on, or x of another shape.
     """
     check_layers(layers)
-    signal = as_float(x)
+    return _forward(tuple(layers), as_float(x))
+
+
+@jax.jit
+def _forward(layers: Sequence[CReLULayer], signal: Signal) -> Forward:
+    """Return `forward`; compiled once for a geometry."""
     current, features, switches = signal, [], []
     for layer in layers:
         responses = responses_of(layer, current)
@@ -133,6 +138,7 @@ def invert(
     tol: float = 1e-6,
     max_steps: int = 1000,
     feasible: Feasible = "none",
+    patchwise: bool = True,
     truth: Sequence[ArrayLike] | None = None,
 ) -> Inversion:
     """Return the signal reconstructed from the features of the top layer (Shang et al. 2016, Fig. 5).
@@ -144,6 +150,8 @@ def invert(
         tol: relative residual at which every layer's least squares stops, see `pseudo_inverse`.
         max_steps: most iterations of a layer.
         feasible: what is done to an estimate of features before the layer below is inverted from it.
+        patchwise: whether layers whose filters span every patch begin at the patchwise solution, see `pseudo_inverse`;
+            with a loose tol, iterations that start from zero keep what small singular values would blow up out.
         truth: `Forward.signals`, to have the errors.
 
     Raises:
@@ -151,19 +159,40 @@ def invert(
             or an unknown feasible.
     """
     placed = check_features(layers, features, switches)
-    if feasible not in FEASIBLE:
-        raise ValueError(f"expected feasible to be one of {', '.join(FEASIBLE)}, got {feasible!r}")
+    _check_feasible(feasible)
+    check_tol(tol)
     if truth is not None:
         _check_truth(layers, truth)
-    current = as_float(features)
+    return _invert(
+        tuple(layers), as_float(features), tuple(None if switch is None else jnp.asarray(switch) for switch in placed),
+        None if truth is None else tuple(map(as_float, truth)), tol,
+        max_steps=max_steps, feasible=feasible, patchwise=patchwise,
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnames=("max_steps", "feasible", "patchwise"))
+def _invert(
+    layers: Sequence[CReLULayer],
+    current: Array,
+    placed: Sequence[Array | None],
+    truth: Sequence[Signal] | None,
+    tol: float,
+    *,
+    max_steps: int,
+    feasible: Feasible,
+    patchwise: bool,
+) -> Inversion:
+    """Return `invert`; compiled once for a geometry."""
     found, signals = [], []
     for number in reversed(range(len(layers))):
         layer, switch = layers[number], placed[number]
         if number < len(layers) - 1:
-            current = _feasible(current, switch, feasible)
+            current = feasible_features(current, switch, feasible)
             signals.append(current)
         if switch is None:
-            step = reconstruct(layer.op, current, bias=layer.bias, tol=tol, max_steps=max_steps)
+            step = reconstruct(
+                layer.op, current, bias=layer.bias, tol=tol, max_steps=max_steps, patchwise=patchwise
+            )  # fmt: skip
         else:
             step = reconstruct_pooled(layer.op, current, switch, bias=layer.bias, tol=tol, max_steps=max_steps)
         found.append(step)
@@ -241,14 +270,32 @@ def check_features(
     return placed
 
 
-def _feasible(features: Signal, switch: Array | None, feasible: Feasible) -> Signal:
-    """Return what stands for the features in the layer below."""
+def feasible_features(
+    features: ArrayLike, switch: Int[Array, " K2 *regions"] | None = None, feasible: Feasible = "nearest"
+) -> Signal:
+    """Return what stands for an estimate of a layer's features when the layer is inverted from it.
+
+    Args:
+        features: [2 K, *n], or [2 K, *regions] where the layer pools.
+        switch: of `max_pool`, None where the layer does not pool. Where nothing fired the nearest feature is 0.
+        feasible: one of `FEASIBLE`.
+
+    Raises:
+        ValueError: an unknown feasible.
+    """
+    _check_feasible(feasible)
+    features = as_float(features)
     if feasible == "none":
         return features
     if feasible == "clip" or switch is not None:
         positive = jnp.maximum(features, 0)
         return positive if feasible == "clip" or switch is None else jnp.where(switch < 0, 0, positive)
     return nearest(features)
+
+
+def _check_feasible(feasible: str) -> None:
+    if feasible not in FEASIBLE:
+        raise ValueError(f"expected feasible to be one of {', '.join(FEASIBLE)}, got {feasible!r}")
 
 
 def _check_truth(layers: Sequence[CReLULayer], truth: Sequence[ArrayLike]) -> None:
