@@ -221,12 +221,9 @@ def build(
     Raises:
         ValueError: layers that do not follow on one another, or a picture too small for them.
     """
-    # XLA's convolutions are slow inside a loop on a CPU: of 64 filters 3 x 3 over 128 channels at 48 x 48 a step of
-    # conjugate gradients took 1.1 s by conv and 7 ms by patches (2 cores, under load).
-    method = "patches" if jax.default_backend() == "cpu" else "auto"
     shape, built = (size, size), []
     for number, ((bank, bias), spec) in enumerate(zip(layers, geometry, strict=True), 1):
-        op = conv_operator(bank, shape, stride=spec.stride, padding="same", method=method)
+        op = conv_operator(bank, shape, stride=spec.stride, padding="same")
         layer = CReLULayer(op, bias, WINDOW if number in pooled else None)
         if number in pooled and min(op.shifts) < WINDOW:
             raise ValueError(

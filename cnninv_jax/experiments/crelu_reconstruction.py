@@ -5,8 +5,9 @@ paper shows pictures and no number; here errors come with the least squares that
 by itself (K n equations for M D unknowns, M = 2 K of the layer below), and with random filters in the same places.
 
 What a layer hands down is an estimate of features, which the pseudo-inverse of the layer below takes for exact: where
-that layer's filters have small singular values, as learned ones do, errors grow. So two other ways stand beside the
-paper's: the nearest features that a CReLU gives in place of the estimate, and least squares that stop early.
+that layer's filters have small singular values, as learned ones do, errors grow. So other ways stand beside the
+paper's: the nearest features that a CReLU gives in place of the estimate, and least squares that stop early. A fourth
+asks for the picture alone, of all layers at once, where the way layer by layer loses what every layer does not tell.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 class ReconstructionParameters:
     """Networks, pictures and least squares."""
 
-    depths: tuple[int, ...] = (1, 2, 3, 4)
+    depths: tuple[int, ...] = (1, 2, 4)
     """Reconstruct from the features of so many layers (paper: 1 to 4)."""
     weights: str | None = None
     """Kernels (.npz, .safetensors, .h5, .caffemodel, or fetch:vgg16), shown beside random filters in their places: a
@@ -78,7 +79,7 @@ class ReconstructionParameters:
     """Random networks; 0 for none beside --weights."""
     pictures: str = "embedded"
     """Folder of pictures; by default the photographs inside scikit-image."""
-    size: int = 48
+    size: int = 32
     """Side of the square that pictures are brought to (paper: 224)."""
     limit: int = 1
     """Most pictures."""
@@ -91,8 +92,18 @@ class ReconstructionParameters:
     """Relative residual of the normal equations at which a layer's least squares stops."""
     tol_below: float = 0.1
     """The same of layers below the top in the way "early", which starts from zero."""
+    joint_rounds: int = 10
+    """Most Gauss-Newton rounds of the way "joint", which inverts all layers at once; 0 leaves it out."""
+    joint_steps: int = 30
+    """Most conjugate-gradient steps of such a round."""
+    joint_tol: float = 1e-4
+    """Misfit of the top layer's responses at which "joint" ends."""
     max_steps: int = 200
     """Most steps of a layer's least squares; how many end so is counted."""
+
+
+#: Parameters that are `Limits`.
+LIMITS = Limits._fields
 
 
 class Setting(NamedTuple):
@@ -128,7 +139,7 @@ def _compute(p: ReconstructionParameters, options: StudyOptions, folder: Path) -
         "kernels": array_digest([part for layer in brought.layers for part in layer[1:3] if part is not None])
         if brought else "",
         **{name: getattr(p, name) for name in ("negative", "architecture", "strides")},
-        **{name: getattr(p, name) for name in ("tol", "tol_below", "max_steps", "show")},
+        **{name: getattr(p, name) for name in LIMITS}, "show": p.show,
         "preprocessing": way.name, "seed": options.seed, "precision": options.precision,
     }  # fmt: skip
     with results_folder(folder), kept_rows(folder / "reconstructions.json", spec) as rows:
@@ -147,7 +158,10 @@ def _compute(p: ReconstructionParameters, options: StudyOptions, folder: Path) -
             Held(
                 setting.kind, setting.pooled, depth,
                 [
-                    [from_row(row, depth, p.size) for row in rows.of(_row_name(setting, depth, draw))]
+                    [
+                        from_row(row, depth, p.size, joint=p.joint_rounds > 0)
+                        for row in rows.of(_row_name(setting, depth, draw))
+                    ]
                     for draw in range(setting.draws)
                 ],
             )
@@ -167,7 +181,7 @@ def _compute(p: ReconstructionParameters, options: StudyOptions, folder: Path) -
 
 def _checked(p: ReconstructionParameters) -> Kernels | None:
     """Refuse parameters that do not fit, in the words of the command line; return the network that was brought."""
-    for name in ("size", "limit", "show", "max_steps"):
+    for name in ("size", "limit", "show", "max_steps", "joint_steps", *(("joint_rounds",) if p.joint_rounds else ())):
         positive(getattr(p, name), "--" + name.replace("_", "-"), 1 << 20)
     if p.size < images.WINDOW:
         raise ValueError(f"expected --size of at least {images.WINDOW}, SSIM's window, got {p.size}")
@@ -181,7 +195,7 @@ def _checked(p: ReconstructionParameters) -> Kernels | None:
             positive(value, flag, 1 << 10)
         if len(set(values)) != len(values):
             raise ValueError(f"expected different values of {flag}, got {' '.join(map(str, values))}")
-    for name in ("tol", "tol_below"):
+    for name in ("tol", "tol_below", "joint_tol"):
         value, flag = getattr(p, name), "--" + name.replace("_", "-")
         if not (isinstance(value, int | float) and 0 < value < 1):
             raise ValueError(f"expected {flag} between 0 and 1, got {value}")
@@ -275,7 +289,7 @@ class _Work:
                     continue
                 layers = layers or self.layers(setting, draw)
                 passed = passed or passed_through(layers, signal)
-                limits = Limits(self._p.tol, self._p.tol_below, self._p.max_steps)
+                limits = Limits(**{name: getattr(self._p, name) for name in LIMITS})
                 found = reconstructions(layers, passed, image, self._way, depth, limits)
                 rows.add(name, as_row(found, keep=draw == 0 and picture < self._p.show))
                 known = ", ".join(f"{way} {one.measures[0]:.3f}" for way, one in found.items())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,21 +14,22 @@ from jaxtyping import Float, UInt8
 from cnninv_jax import data, images
 from cnninv_jax._typing import Array, Int, Signal
 from cnninv_jax._typing import Float as JaxFloat
-from cnninv_jax.crelu.activation import Pooled, inverse, nearest, winners
-from cnninv_jax.crelu.layers import CReLULayer, Forward, Inversion, forward, invert
+from cnninv_jax.crelu.joint import invert_jointly
+from cnninv_jax.crelu.layers import CReLULayer, Forward, feasible_features, forward, invert
 from cnninv_jax.experiments.crelu_networks import picture_of
-from cnninv_jax.recovery.pseudo_inverse import pseudo_inverse
 
 #: How layers below the top are inverted, from estimates of their features: by the pseudo-inverse, as in the paper; the
 #: same after an estimate was replaced by the nearest features that a CReLU (and max-pooling with these switches) has;
 #: or by conjugate gradients from zero that stop early, which keeps the pseudo-inverse of filters whose least singular
-#: values are small from blowing up what the estimates have wrong (iterative regularisation).
-WAYS: tuple[Literal["linear", "nearest", "early"], ...] = ("linear", "nearest", "early")
+#: values are small from blowing up what the estimates have wrong (iterative regularisation); or all layers at once, by
+#: `crelu.invert_jointly` from what ``early`` gives.
+WAYS = ("linear", "nearest", "early", "joint")
 #: Numbers of a reconstruction x' of the network's input x: |x - x'| / |x|, and the least |x - a x'| / |x| over factors
 #: a. Those of the picture are taken after it is cut to [0, 1], as it is shown.
 MEASURES = ("error", "scaled_error", "picture_error", "psnr", "ssim")
 #: Numbers of every layer on the way: |f - f'| / |f| of its input's estimate, before it is replaced by the nearest
-#: features, and how its least squares ended.
+#: features, and how its least squares ended. The way ``joint`` has them once, of the network's input: the error, the
+#: misfit of the top layer's responses, rounds, and a `JointStatus`.
 SOLVES = ("error", "residual", "steps", "status")
 
 
@@ -38,7 +38,7 @@ class Reconstruction(NamedTuple):
 
     Attributes:
         measures: see `MEASURES`.
-        solves: see `SOLVES`, the first layer first.
+        solves: see `SOLVES`, the first layer first; of ``joint`` one row.
         shown: the picture, 8 bits a channel.
     """
 
@@ -54,19 +54,25 @@ class Limits(NamedTuple):
         tol: relative residual of the normal equations.
         tol_below: the same of layers below the top, for the way ``early``.
         max_steps: most steps.
+        joint_rounds: most rounds of the way ``joint``; 0 leaves it out.
+        joint_steps: most steps of a round.
+        joint_tol: misfit at which it ends.
     """
 
     tol: float
     tol_below: float
     max_steps: int
+    joint_rounds: int = 0
+    joint_steps: int = 30
+    joint_tol: float = 1e-4
 
 
 def inverted(
     layers: Sequence[CReLULayer], passed: Forward, depth: int, limits: Limits
 ) -> dict[str, tuple[Signal, Float[np.ndarray, "layers numbers"]]]:
-    """Return the signal reconstructed from the features of layer ``depth``, in all `WAYS`.
+    """Return the signal reconstructed from the features of layer ``depth``, in all `WAYS` (without ``joint`` if asked).
 
-    The first two are `crelu.layers.invert`, layer by layer: a layer's program is compiled once and serves all depths
+    The first three are `crelu.layers.invert`, layer by layer: a layer's program is compiled once and serves all depths
     and banks of filters, and the top layer is inverted once for all ways.
 
     Args:
@@ -81,24 +87,35 @@ def inverted(
 
     def solve(number: int, features: Array, way: str) -> tuple[Signal, list[float]]:
         layer, switches, truth = layers[number], passed.switches[number], passed.signals[number]
-        if way == "early":
-            signal, *numbers = _early(layer, features, switches, truth, limits.tol_below, limits.max_steps)
-            return signal, [float(value) for value in numbers]
-        found = _invert((layer,), features, (switches,), (truth,), limits.tol, limits.max_steps)
+        below = way == "early"
+        # A start at the patchwise solution would be the blow-up that is to be kept out; elsewhere there is none.
+        spans = layer.op.num_filters >= layer.op.channels * math.prod(layer.op.length)
+        found = invert(
+            (layer,), features, (switches,), tol=limits.tol_below if below else limits.tol,
+            max_steps=limits.max_steps, patchwise=not (below and spans and switches is None), truth=(truth,),
+        )  # fmt: skip
         numbers = (found.errors, found.residuals, found.num_steps, found.status)
         return found.signals[0], [float(part[0]) for part in numbers if part is not None]
 
     top, solved = solve(depth - 1, passed.features[depth - 1], WAYS[0])
     results = {}
-    for way in WAYS[: 1 if depth == 1 else None]:
+    for way in ways_of(depth, limits.joint_rounds > 0):
+        if way == "joint":
+            results[way] = _jointly(layers, passed, depth, limits, results["early"][0])
+            continue
         estimate, numbers = top, [solved]
         for number in reversed(range(depth - 1)):
             if way == "nearest":
-                estimate = _nearest(estimate, passed.switches[number])
+                estimate = _feasible(estimate, passed.switches[number])
             estimate, one = solve(number, estimate, way)
             numbers.append(one)
         results[way] = (estimate, np.asarray(numbers[::-1]))
     return results
+
+
+def ways_of(depth: int, joint: bool) -> tuple[str, ...]:
+    """Return the ways that differ: one layer is the same in all."""
+    return WAYS[: 1 if depth == 1 else len(WAYS) - (not joint)]
 
 
 def reconstructions(
@@ -153,57 +170,37 @@ def as_row(found: dict[str, Reconstruction], *, keep: bool) -> list[float]:
     return np.concatenate([*numbers, *pictures]).tolist()
 
 
-def from_row(row: Sequence[float], depth: int, side: int) -> dict[str, Reconstruction]:
+def from_row(row: Sequence[float], depth: int, side: int, *, joint: bool) -> dict[str, Reconstruction]:
     """Return what `as_row` put into a row; pictures that were not kept are empty."""
-    ways = WAYS[: 1 if depth == 1 else None]
-    size, pixels = len(MEASURES) + depth * len(SOLVES), 3 * side * side
-    values = np.asarray(row, float)
-    numbers, pictures = values[: size * len(ways)].reshape(len(ways), size), values[size * len(ways) :]
+    ways, pixels, values = ways_of(depth, joint), 3 * side * side, np.asarray(row, float)
+    sizes = [len(MEASURES) + (1 if way == "joint" else depth) * len(SOLVES) for way in ways]
+    *numbers, pictures = np.split(values, np.cumsum(sizes))
     found = {}
-    for at, way in enumerate(ways):
+    for at, (way, own) in enumerate(zip(ways, numbers, strict=True)):
         shown = pictures[at * pixels : (at + 1) * pixels].astype(np.uint8)
         found[way] = Reconstruction(
-            numbers[at, : len(MEASURES)],
-            numbers[at, len(MEASURES) :].reshape(depth, len(SOLVES)),
+            own[: len(MEASURES)],
+            own[len(MEASURES) :].reshape(-1, len(SOLVES)),
             shown.reshape(3, side, side) if shown.size else np.zeros((3, 0, 0), np.uint8),
         )
     return found
 
 
-@functools.partial(jax.jit, static_argnames=("max_steps",))
-def _invert(
-    layers: Sequence[CReLULayer],
-    features: Array,
-    switches: Sequence[Array | None],
-    truth: Sequence[Signal],
-    tol: float,
-    max_steps: int,
-) -> Inversion:
-    return invert(layers, features, switches, tol=tol, max_steps=max_steps, truth=truth)
-
-
-@functools.partial(jax.jit, static_argnames=("max_steps",))
-def _early(
-    layer: CReLULayer, features: Array, switches: Array | None, truth: Signal, tol: float, max_steps: int
-) -> tuple[Signal, Array, Array, Array, Array]:
-    """Return a layer's input by conjugate gradients from zero, and the `SOLVES`."""
-    if switches is None:
-        responses, counts = inverse(features, axis=0), None
-    else:
-        responses, counts = winners(Pooled(features, switches), layer.op.code_shape)
-    if layer.bias is not None:
-        responses = responses - layer.bias.reshape(-1, *(1,) * layer.op.rank)
-        responses = responses if counts is None else jnp.where(counts > 0, responses, 0)
-    # A start at the patchwise solution would be the blow-up that is to be kept out.
-    found = pseudo_inverse(layer.op, responses, weights=counts, tol=tol, max_steps=max_steps, patchwise=False)
-    return (found.signal, images.relative_error(truth, found.signal), found.residual, found.num_steps, found.status)
+def _jointly(
+    layers: Sequence[CReLULayer], passed: Forward, depth: int, limits: Limits, start: Signal
+) -> tuple[Signal, Float[np.ndarray, "1 numbers"]]:
+    """Return the network's input by all layers at once, and error, misfit, rounds and status."""
+    found = invert_jointly(
+        layers[:depth], passed.features[depth - 1], passed.switches[:depth], start=start, tol=limits.joint_tol,
+        num_rounds=limits.joint_rounds, max_steps=limits.joint_steps,
+    )  # fmt: skip
+    numbers = (images.relative_error(passed.x, found.signal), found.misfit, found.num_rounds, found.status)
+    return found.signal, np.asarray([[float(value) for value in numbers]])
 
 
 @jax.jit
-def _nearest(features: Signal, switches: Array | None) -> Signal:
-    if switches is None:
-        return nearest(features)
-    return jnp.where(switches < 0, 0, jnp.maximum(features, 0))
+def _feasible(features: Signal, switches: Array | None) -> Signal:
+    return feasible_features(features, switches, "nearest")
 
 
 @jax.jit
@@ -237,4 +234,5 @@ __all__ = [
     "inverted",
     "passed_through",
     "reconstructions",
+    "ways_of",
 ]

@@ -14,7 +14,7 @@ from cnninv_jax.experiments.dcn_panels import draw_grid, short
 from cnninv_jax.experiments.render import COLOURS
 
 #: Lines of the ways.
-STYLES = {"linear": "-", "nearest": "--", "early": ":"}
+STYLES = {"linear": "-", "nearest": "--", "early": ":", "joint": "-."}
 #: Errors above it are drawn on a logarithmic axis.
 LARGE = 4.0
 

@@ -10,12 +10,16 @@ import numpy as np
 from jaxtyping import Float
 
 from cnninv_jax import data
+from cnninv_jax.crelu.joint import JointStatus
 from cnninv_jax.experiments.crelu_reconstruction_draws import MEASURES, SOLVES, WAYS, Reconstruction
 from cnninv_jax.experiments.studies import Table
 from cnninv_jax.montecarlo import mean_interval
 
 if TYPE_CHECKING:
     import xarray as xr
+
+#: An error up to which a picture counts as found again.
+FOUND = 0.01
 
 
 class Held(NamedTuple):
@@ -48,8 +52,7 @@ def cells(held: Sequence[Held]) -> list[dict[str, Any]]:
     """Return what was found as the report holds it: means with 95% intervals, and least squares layer by layer."""
     content = []
     for one in held:
-        ways = WAYS[: 1 if one.depth == 1 else None]
-        solves = np.array([[[found[way].solves for found in row] for row in one.found] for way in ways])
+        solves = {way: np.array([[found[way].solves for found in row] for row in one.found]) for way in one.found[0][0]}
         content.append({
             "kind": one.kind, "pooled": list(one.pooled), "depth": one.depth,
             "networks": len(one.found), "pictures": len(one.found[0]),
@@ -57,9 +60,12 @@ def cells(held: Sequence[Held]) -> list[dict[str, Any]]:
                 way: {
                     **{name: summary(one.measure(way, name)) for name in MEASURES},
                     "change": summary(one.measure(way, "error") - one.measure(WAYS[0], "error")),
-                    "layers": [_solves(solves[at, :, :, layer]) for layer in range(one.depth)],
+                    **(
+                        {"layers": [], "joint": _ended(numbers[:, :, 0])} if way == "joint"
+                        else {"layers": [_solves(numbers[:, :, layer]) for layer in range(one.depth)]}
+                    ),
                 }
-                for at, way in enumerate(ways)
+                for way, numbers in solves.items()
             },
         })  # fmt: skip
     return content
@@ -89,9 +95,22 @@ def _solves(numbers: Float[np.ndarray, "networks pictures numbers"]) -> dict[str
     }  # fmt: skip
 
 
+def _ended(numbers: Float[np.ndarray, "networks pictures numbers"]) -> dict[str, Any]:
+    """Return how joint inversions ended, and how many of those with a small misfit are another picture."""
+    found = {name: numbers[..., at] for at, name in enumerate(SOLVES)}
+    converged = found["status"] == JointStatus.CONVERGED
+    return {
+        "misfit_largest": float(found["residual"].max()), "rounds_most": int(found["steps"].max()),
+        "statuses": {one.name: int((found["status"] == one).sum()) for one in JointStatus},
+        "found": int((converged & (found["error"] <= FOUND)).sum()),
+        "other": int((converged & ~(found["error"] <= FOUND)).sum()), "solves": int(converged.size),
+    }  # fmt: skip
+
+
 def tables(content: Mapping[str, Any], parameters: Mapping[str, Any]) -> tuple[Table, ...]:
     """Return the tables of what was found."""
-    return (_error_table(content, parameters), _layer_table(content, parameters))
+    joint = _joint_table(content, parameters)
+    return (_error_table(content, parameters), *([joint] if joint.rows else []), _layer_table(content, parameters))
 
 
 def _error_table(content: Mapping[str, Any], parameters: Mapping[str, Any]) -> Table:
@@ -100,6 +119,9 @@ def _error_table(content: Mapping[str, Any], parameters: Mapping[str, Any]) -> T
         for way, found in cell["ways"].items():
             ended, count = (sum(layer[name] for layer in found["layers"]) for name in ("unconverged", "solves"))
             unconverged, solves = unconverged + ended, solves + count
+            if way == "joint":
+                count = found["joint"]["solves"]
+                ended = count - found["joint"]["statuses"]["CONVERGED"]
             measures = (("picture_error", 3), ("psnr", 1), ("ssim", 2))
             rows.append((
                 f"{label(cell['kind'], cell['pooled'])}, {layers_of(cell['depth'])}, {way}",
@@ -109,6 +131,7 @@ def _error_table(content: Mapping[str, Any], parameters: Mapping[str, Any]) -> T
                 *(f"{found[name]['mean']:.{digits}f}" for name, digits in measures),
                 f"{ended} of {count}",
             ))  # fmt: skip
+    further = "; joint, all layers at once, see below." if parameters["joint_rounds"] else "."
     kinds = {cell["kind"] for cell in content["cells"]}
     notes = [
         f"{len(content['pictures'])} picture(s) at {parameters['size']} x {parameters['size']}. Error: |x - x'| / |x| "
@@ -117,12 +140,15 @@ def _error_table(content: Mapping[str, Any], parameters: Mapping[str, Any]) -> T
         "(colour): after it was cut to [0, 1].",
         "Linear: the paper's Algorithms 1 and 2, layer by layer. Not in the paper: nearest, where an estimate of "
         "features is replaced by the nearest that a CReLU gives before the layer below is inverted; early, where least "
-        f"squares below the top start from zero and stop at a residual of {parameters['tol_below']:g}.",
+        f"squares below the top start from zero and stop at a residual of {parameters['tol_below']:g}, a number chosen "
+        f"by trial and not by theory{further}",
         "95% intervals, every one by itself: of random kernels over networks, for these pictures; of given kernels "
         "over pictures. (?): one alone.",
         f"{unconverged} of {solves} least squares ended (most steps {parameters['max_steps']}) with a residual above "
         f"the tolerance ({parameters['tol']:g}; early, below the top, {parameters['tol_below']:g})" + (
-            ": what rests on them is a truncated iteration, not yet the projection." if unconverged else "."
+            ": what rests on them is a truncated iteration and not the projection. It need not be worse for that: the "
+            "pseudo-inverse of a layer whose least singular values are small takes what an estimate of features has "
+            "wrong for signal and enlarges it, and does so the more the longer it iterates." if unconverged else "."
         ),
     ]  # fmt: skip
     if "given" in kinds:
@@ -133,6 +159,34 @@ def _error_table(content: Mapping[str, Any], parameters: Mapping[str, Any]) -> T
         "Pictures reconstructed from conv + CReLU features",
         ("features of", "error", "minus linear", "best scale", "of the picture", "PSNR", "SSIM", "unconverged"),
         tuple(rows), tuple(notes),
+    )  # fmt: skip
+
+
+def _joint_table(content: Mapping[str, Any], parameters: Mapping[str, Any]) -> Table:
+    rows = []
+    for cell in content["cells"]:
+        if "joint" not in cell["ways"]:
+            continue
+        way = cell["ways"]["joint"]
+        ended = way["joint"]
+        statuses = ", ".join(f"{name.lower()} {count}" for name, count in ended["statuses"].items() if count)
+        rows.append((
+            f"{label(cell['kind'], cell['pooled'])}, {layers_of(cell['depth'])}", with_interval(way["error"]),
+            f"{ended['misfit_largest']:.1e}", str(ended["rounds_most"]), statuses,
+            f"{ended['found']} of {ended['solves']}", f"{ended['other']} of {ended['solves']}",
+        ))  # fmt: skip
+    notes = (
+        "Not in the paper: Gauss-Newton on the responses of the top layer, from what early gives; its unknowns are the "
+        f"network's input alone. At most {parameters['joint_rounds']} rounds of {parameters['joint_steps']} "
+        "conjugate-gradient steps. Misfit: |z(x') - z| / |z| of the top layer's responses z. Converged: the misfit is "
+        "at most the tolerance; cap: the rounds were used up; stalled: no step lessened it.",
+        f"Back: converged with an error of at most {FOUND:g}. Another picture: converged with a larger error, so that "
+        "the features fit and the picture is another; a small misfit alone is no proof of the right one.",
+    )
+    return Table(
+        "All layers inverted at once",
+        ("features of", "error", "largest misfit", "most rounds", "ended", "back", "another picture"),
+        tuple(rows), notes,
     )  # fmt: skip
 
 
@@ -147,7 +201,7 @@ def _layer_table(content: Mapping[str, Any], parameters: Mapping[str, Any]) -> T
         every = [
             way["layers"][layer["layer"] - 1]
             for cell in own if cell["depth"] >= layer["layer"]
-            for name, way in cell["ways"].items() if name != "early"
+            for name, way in cell["ways"].items() if name in ("linear", "nearest")
         ]  # fmt: skip
         if not every:
             continue
@@ -188,7 +242,8 @@ def dataset(held: Sequence[Held], pictures: data.Pictures, show: int) -> xr.Data
 
     count = min(show, len(pictures.names))
     depths = sorted({one.depth for one in held})
-    names = list(dict.fromkeys((one.kind, one.pooled, way) for one in held for way in WAYS))
+    ways = [way for way in WAYS if any(way in one.found[0][0] for one in held)]
+    names = list(dict.fromkeys((one.kind, one.pooled, way) for one in held for way in ways))
     size = pictures.images.shape[1:]
     shown = np.zeros((len(names), len(depths), count, *size), np.uint8)
     there = np.zeros((len(names), len(depths)), np.int8)
@@ -196,7 +251,7 @@ def dataset(held: Sequence[Held], pictures: data.Pictures, show: int) -> xr.Data
     similarity = error.copy()
     for one in held:
         column = depths.index(one.depth)
-        for way in WAYS[: 1 if one.depth == 1 else None]:
+        for way in one.found[0][0]:
             row = names.index((one.kind, one.pooled, way))
             there[row, column] = 1
             for picture in range(count):

@@ -22,8 +22,8 @@ needs_x64 = pytest.mark.skipif(not jax.config.jax_enable_x64, reason="compares a
 KIND = "float64" if jax.config.jax_enable_x64 else "float32"
 SIDE = 6
 GEOMETRY = (Geometry("a", 10, (2, 2), (1, 1)), Geometry("b", 8, (3, 3), (1, 1)))
-TIGHT = draws.Limits(1e-12, 1e-12, 2000)
-SMALL = ReconstructionParameters(size=12, num_networks=2, depths=(2, 1), max_steps=40, limit=2, show=1)
+TIGHT = draws.Limits(1e-12, 1e-12, 2000, 20, 200, 1e-9)
+SMALL = ReconstructionParameters(size=12, num_networks=2, depths=(2, 1), max_steps=40, limit=2, show=1, joint_rounds=3)
 
 
 def network(pooled=()):
@@ -51,6 +51,11 @@ def test_two_layers_by_the_dense_formula():
         np.testing.assert_allclose(np.ravel(found[way][0]), expected, atol=1e-9, err_msg=way)
         error = np.linalg.norm(expected - np.ravel(passed.x)) / np.linalg.norm(passed.x)
         np.testing.assert_allclose(found[way][1][0, 0], error, atol=1e-9)
+    # 288 responses for 108 unknowns: what layer by layer is lost comes back, and the numbers say how.
+    signal, ((error, misfit, _, status),) = found["joint"]
+    np.testing.assert_allclose(signal, passed.x, atol=1e-6)
+    assert status == 0
+    assert max(error, misfit) < 1e-6
 
 
 @needs_x64
@@ -89,13 +94,13 @@ def test_rows_hold_what_was_found():
     rng = np.random.default_rng(0)
     found = {
         way: draws.Reconstruction(
-            rng.random(len(draws.MEASURES)), rng.random((2, len(draws.SOLVES))),
+            rng.random(len(draws.MEASURES)), rng.random((1 if way == "joint" else 2, len(draws.SOLVES))),
             rng.integers(0, 256, (3, 4, 4)).astype(np.uint8),
         )
         for way in draws.WAYS
     }  # fmt: skip
     for keep in (True, False):
-        held = draws.from_row(json.loads(json.dumps(draws.as_row(found, keep=keep))), 2, 4)
+        held = draws.from_row(json.loads(json.dumps(draws.as_row(found, keep=keep))), 2, 4, joint=True)
         assert list(held) == list(draws.WAYS)
         for way, one in held.items():
             np.testing.assert_array_equal(one.measures, found[way].measures)
@@ -128,7 +133,7 @@ def test_the_study_goes_on_and_shows_what_it_counted(tmp_path):
     errors = [cells[pooled, 2]["ways"]["linear"]["layers"][1]["error"] for pooled in ((), (2,))]
     assert errors[1]["low"] > errors[0]["mean"]
     with xr.open_dataset(tmp_path / "out" / "result.nc", engine="h5netcdf") as dataset:
-        assert dataset["reconstruction"].shape == (6, 2, 1, 3, 12, 12)
+        assert dataset["reconstruction"].shape == (8, 2, 1, 3, 12, 12)
         np.testing.assert_allclose(
             dataset["reconstruction"][0, 0, 0].to_numpy().astype(float), dataset["original"][0].to_numpy(), atol=3
         )
@@ -151,6 +156,8 @@ def test_the_study_goes_on_and_shows_what_it_counted(tmp_path):
         ({"size": 8}, "--size of at least 11"),
         ({"tol": 0.0}, "--tol between 0 and 1"),
         ({"tol_below": 2.0}, "--tol-below between 0 and 1"),
+        ({"joint_rounds": -1}, "--joint-rounds"),
+        ({"joint_tol": 1.0}, "--joint-tol between 0 and 1"),
         ({"num_networks": 0}, "--num-networks"),
         ({"strides": (1,)}, "--strides beside --weights"),
         ({"pool_after": (3,)}, "--pool-after of at most 2"),
