@@ -234,7 +234,7 @@ def _bounds(p: RatioParameters, options: StudyOptions, folder: Path, key: PRNGKe
                 "tightest": float(np.min(loose, initial=np.inf)),
                 "exact": _proportion(exact, draws),
                 **{name: _share(result, name, draws) for name in ("wrong_sign", "step_fails", "informative")},
-                "histogram": _histogram(np.log10(loose[np.isfinite(loose) & (loose > 0)])),
+                "histogram": _histogram(loose[np.isfinite(loose)]),
             }
         )
     return found
@@ -254,9 +254,11 @@ def _proportion(count: int, draws: int) -> dict[str, float]:
     return {"value": count / draws, "low": float(low), "high": float(high)}
 
 
-def _histogram(values: np.ndarray) -> dict[str, list[float]]:
-    counts, edges = np.histogram(values, 60, (-0.5, 2.5))
-    return {"counts": counts.tolist(), "edges": edges.tolist(), "outside": [int(values.size - counts.sum())]}
+def _histogram(loose: np.ndarray) -> dict[str, Any]:
+    """Return counts over log10, and how many lie below (a bound of 0 among them) and above all bins."""
+    edges = np.linspace(-0.5, 2.5, 61)
+    below, *counts, above = np.bincount(np.searchsorted(10**edges, loose, side="right"), minlength=62).tolist()
+    return {"counts": counts, "edges": edges.tolist(), "below": below, "above": above}
 
 
 def _figure(report: Mapping[str, Any], dataset: Any) -> Figure:

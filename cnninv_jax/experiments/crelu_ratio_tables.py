@@ -203,9 +203,10 @@ def _layers_table(p: Mapping[str, Any], content: Mapping[str, Any]) -> Table:
 def _bounds_table(content: Mapping[str, Any]) -> Table:
     rows = []
     for entry in content["bounds"]:
+        violated = f"{entry['violated']:,} (< {100 * entry['violated_limit']:.2g}%)"
         rows.append(
             (
-                entry["title"], f"{entry['draws']:,}", f"{entry['violated']} (p < {entry['violated_limit']:.1e})",
+                entry["title"], f"{entry['draws']:,}", violated,
                 with_interval(entry["ratio"]), *(_middle(entry[name]) for name in ("bound", "loose")),
                 f"{entry['tightest']:.2f}",
                 *(_percent(entry[name]) for name in ("exact", "wrong_sign", "step_fails", "informative")),

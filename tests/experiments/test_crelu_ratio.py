@@ -9,7 +9,7 @@ import pytest
 
 from cnninv_jax import data
 from cnninv_jax.crelu.theorems import theorem_c1
-from cnninv_jax.experiments.crelu_ratio import CRELU_RATIO, RatioParameters
+from cnninv_jax.experiments.crelu_ratio import CRELU_RATIO, RatioParameters, _histogram
 from cnninv_jax.experiments.crelu_ratio_draws import SubspaceLaw, region_outcome, whole_outcome
 from cnninv_jax.experiments.crelu_ratio_features import estimate
 from cnninv_jax.experiments.crelu_ratio_inputs import bring, standardised
@@ -163,6 +163,14 @@ def test_verdicts_and_estimates():
     assert (found["mean"], found["count"]) == (2.0, 2)
     assert found["high"] - 2.0 == pytest.approx(12.706204736)  # t of one degree of freedom
     assert np.isnan(estimate([np.nan])["mean"])
+
+
+def test_no_draw_is_lost_from_the_histogram():
+    """A bound of 0, one below and one above all bins are counted; 1 is the end of the violated ones."""
+    held = _histogram(np.array([0.0, 0.1, 0.99, 1.0, 5.0, 1e4]))
+    assert (held["below"], held["above"], sum(held["counts"])) == (2, 1, 3)
+    under = np.asarray(held["edges"])[1:] <= 1e-9
+    assert held["below"] + np.sum(np.asarray(held["counts"])[under]) == 3
 
 
 @pytest.mark.parametrize(
