@@ -186,6 +186,8 @@ def _check(p: InvarianceParameters) -> None:
         raise ValueError(f"expected --num-networks of at least 2 for an interval, got {p.num_networks}")
     if not 0 < p.rate < 1:
         raise ValueError(f"expected --rate between 0 and 1, got {p.rate}; one percent is 0.01")
+    if p.translations == "shifts" and p.shift >= p.size:
+        raise ValueError(f"expected --shift below --size {p.size}, got {p.shift}: no pixel would be left in sight")
     if p.size > p.picture_size or (p.translations == "corners" and p.size == p.picture_size):
         raise ValueError(
             f"expected --size to be at most --picture-size ({p.picture_size}), and less with --translations corners, "

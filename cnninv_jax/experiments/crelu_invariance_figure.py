@@ -84,7 +84,7 @@ def _readings(axes: Axes, outputs: Mapping[str, Any], own: str) -> None:
         axes.vlines(place, spread[:, 0], spread[:, -1], color=colour, alpha=0.22, linewidth=2.0)
         axes.vlines(place, spread[:, 1], spread[:, 3], color=colour, alpha=0.22, linewidth=5.5)
         value, ends = _ends(outputs, reading, "all")
-        words = f"{label}, as the network hands on" if reading == own else label
+        words = f"{label}, appendix D's reading" if reading == own else label
         axes.errorbar(
             place, value, ends, fmt=marker + "-", color=colour, markersize=4.5, capsize=2.5, linewidth=1.2,
             markerfacecolor=colour if reading == own else "white", label=words,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Networks in words.
 KINDS_OF_NETWORK = {"given": "given filters", "relu": "random ReLU", "crelu": "random CReLU"}
-#: The reading that belongs to a network: what it hands on.
+#: The reading that belongs to a network by appendix D: what a ReLU hands on; of a CReLU's two phases the larger.
 OWN = {"given": "relu", "relu": "relu", "crelu": "crelu"}
 #: Readings in short.
 WORDS = {"relu": "[h]+", "crelu": "|h|"}
@@ -209,8 +209,8 @@ def _comparison(content: Mapping[str, Any]) -> Table:
     notes = (
         f"Above and below random ReLU networks, beyond the interval of one row, in so many of {len(rows)} outputs: "
         f"{counts}.",
-        "[h]+ is what a ReLU network hands on, and |h| what appendix D compares of a CReLU network. With both networks "
-        "read in one way, what is left is the networks' doing and not the reading's.",
+        "Appendix D reads [h]+ of a ReLU network, and |h|, the larger of both phases, of a CReLU network. With both "
+        "networks read in one way, what is left is the networks' doing and not the reading's.",
         "The same pictures, so that differences are free of them as far as networks agree. The paper compares trained "
         "networks. S does not ask what a filter is for: one that answers to broad areas of one colour scores high.",
     )

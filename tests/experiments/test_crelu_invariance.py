@@ -209,10 +209,11 @@ def test_given_filters_stand_beside_random_ones(tmp_path):
         ({"rate": 1.5}, "--rate"),
         ({"num_pictures": 1}, "at least 2 pictures"),
         ({"picture_size": 8, "size": 6}, "fires 10 times at --rate 0.01"),
-        ({"size": 1, "last": "conv2_1"}, "--size 1"),
+        ({"size": 1, "last": "conv2_1", "translations": "corners"}, "--size 1:"),
         ({"shift": 0}, "--shift"),
+        ({"shift": 96}, "--shift below --size 96"),
     ],
-    ids=["last", "networks", "size", "corners", "rate", "pictures", "places", "tiny", "shift"],
+    ids=["last", "networks", "size", "corners", "rate", "pictures", "places", "tiny", "shift", "far"],
 )
 def test_refusals_name_the_flag(change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
