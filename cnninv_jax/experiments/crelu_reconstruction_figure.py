@@ -13,8 +13,8 @@ from cnninv_jax.experiments.crelu_reconstruction_tables import label, layers_of
 from cnninv_jax.experiments.dcn_panels import draw_grid, short
 from cnninv_jax.experiments.render import COLOURS
 
-#: Lines of the ways.
-STYLES = {"linear": "-", "nearest": "--", "early": ":", "joint": "-."}
+#: Lines and markers of the ways.
+STYLES = {"linear": ("-", "o"), "nearest": ("--", "s"), "early": (":", "^"), "joint": ("-.", "D")}
 #: Errors above it are drawn on a logarithmic axis.
 LARGE = 4.0
 
@@ -41,7 +41,8 @@ def reconstruction_figure(report: Mapping[str, Any], dataset: Any) -> Figure:
                 for column in range(len(depths))
             ]  # fmt: skip
             kind, pooling, way = str(text).split(", ")
-            rows.append((f"{short(str(name))}\n{kind}\n{pooling}\n{way}", cells))
+            beside = pooling.replace(" after", "\nafter")  # no longer than a row is high
+            rows.append((f"{short(str(name))}\n{kind}\n{beside}\n{way}", cells))
     side = 1.55 if len(rows) <= 6 else 1.25
     wide, high = side * (1 + len(depths)) + 0.9, (side + 0.22) * len(rows) + 0.6
     figure = Figure(figsize=(wide + 4.8, max(high, 4.0) + 1.0), layout="constrained")
@@ -67,7 +68,7 @@ def _curves(axes: Axes, found: Mapping[str, Any]) -> None:
     """Draw errors against the depth."""
     for at, (kind, pooled) in enumerate(_settings(found)):
         own = [cell for cell in found["cells"] if (cell["kind"], tuple(cell["pooled"])) == (kind, pooled)]
-        for way, style in STYLES.items():
+        for way, (style, marker) in STYLES.items():
             seen = [(cell["depth"], cell["ways"][way]["error"]) for cell in own if way in cell["ways"]]
             if not seen:
                 continue
@@ -78,7 +79,8 @@ def _curves(axes: Axes, found: Mapping[str, Any]) -> None:
             )
             bars = np.nan_to_num(np.stack([mean - low, high - mean]))
             axes.errorbar(
-                depth, mean, bars, fmt="o", linestyle=style, color=COLOURS[at % len(COLOURS)], markersize=4, capsize=3,
+                depth, mean, bars, fmt=marker, linestyle=style, color=COLOURS[at % len(COLOURS)],
+                markersize=7 - 2 * (at % 3), capsize=3,
                 linewidth=1.4, label=f"{label(kind, pooled)}, {way}",
             )  # fmt: skip
     axes.set_ylim(bottom=0.0)

@@ -141,7 +141,7 @@ def _error_table(content: Mapping[str, Any], parameters: Mapping[str, Any]) -> T
         "Linear: the paper's Algorithms 1 and 2, layer by layer. Not in the paper: nearest, where an estimate of "
         "features is replaced by the nearest that a CReLU gives before the layer below is inverted; early, where least "
         f"squares below the top start from zero and stop at a residual of {parameters['tol_below']:g}, a number chosen "
-        f"by trial and not by theory{further}",
+        f"by trial and not by theory: minus linear, whether it helps here{further}",
         "95% intervals, every one by itself: of random kernels over networks, for these pictures; of given kernels "
         "over pictures. (?): one alone.",
         f"{unconverged} of {solves} least squares ended (most steps {parameters['max_steps']}) with a residual above "
