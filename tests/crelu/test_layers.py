@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnninv_jax.crelu.layers import FEASIBLE, CReLULayer, check_layers, forward, invert
+from cnninv_jax.crelu import layers as layers_module
+from cnninv_jax.crelu.layers import FEASIBLE, CReLULayer, check_layers, feasible_features, forward, invert
 from cnninv_jax.operators import conv_operator
 from tests import oracles
 
@@ -191,6 +192,28 @@ def test_batches_and_new_filters_compile_once():
     assert hash(jax.tree.structure(layer(0, (2, 1, 3, 3), 6, pool=[2, 1]))) is not None
 
 
+def test_called_plainly_it_compiles_once():
+    x = np.random.default_rng(3).standard_normal((2, 9)).astype(DTYPE)
+    sizes = []
+    for seed in (0, 10):
+        layers = injective(seed)
+        passed = forward(list(layers), x)
+        back = invert(layers, passed.features[-1], tol=TOL, max_steps=400)
+        np.testing.assert_allclose(back.signals[0], x, atol=CLOSE)
+        assert back.errors is None
+        sizes.append((layers_module._forward._cache_size(), layers_module._invert._cache_size()))
+    assert sizes[0] == sizes[1]
+
+
+def test_the_nearest_features():
+    estimate = jnp.asarray([[2.0, -1.0], [-3.0, 0.5], [1.0, 4.0], [5.0, -2.0]], DTYPE)
+    np.testing.assert_array_equal(feasible_features(estimate), [[2, 0], [0, 0.5], [0, 4], [5, 0]])
+    # With pooling both phases of a region may fire, and what did not is 0.
+    fired = jnp.asarray([[0, 0], [0, -1], [1, 1], [-1, 0]])
+    np.testing.assert_array_equal(feasible_features(estimate, fired), [[2, 0], [0, 0], [1, 4], [0, 0]])
+    assert feasible_features(estimate, fired, "none") is estimate
+
+
 FIRST = layer(0, (3, 2, 3), 8)
 POOLING = layer(0, (3, 2, 3), 8, pool=2)
 FEATURES, WINNERS = np.ones((6, 6)), np.zeros((6, 3), int)
@@ -210,6 +233,8 @@ REFUSED = {
     "switches": (lambda: invert([FIRST], FEATURES, [WINNERS]), "switches of shape None for layer 1"),
     "number": (lambda: invert([FIRST], FEATURES, [None, None]), "switches of 1 layers"),
     "feasible": (lambda: invert([FIRST], FEATURES, feasible="best"), "expected feasible to be one of none, clip"),
+    "tol": (lambda: invert([FIRST], FEATURES, tol=-1.0), "a tolerance of at least 0, got -1.0"),
+    "way": (lambda: feasible_features(FEATURES, None, "best"), "expected feasible to be one of none, clip"),
     "truth": (lambda: invert([FIRST], FEATURES, truth=[]), "the truth of 1 signals"),
     "truth's shape": (lambda: invert([FIRST], FEATURES, truth=[np.ones(3)]), "the truth of layer 1's signal"),
 }
