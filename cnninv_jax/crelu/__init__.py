@@ -1,5 +1,6 @@
 """CReLU: what conv + CReLU features hold of their input, and analyses of filters (Shang et al. 2016)."""
 
+from cnninv_jax.crelu import stimuli as stimuli
 from cnninv_jax.crelu.activation import Pooled as Pooled
 from cnninv_jax.crelu.activation import avr as avr
 from cnninv_jax.crelu.activation import crelu as crelu
@@ -100,6 +101,7 @@ __all__ = [
     "reconstruct",
     "reconstruct_pooled",
     "sample_shifts",
+    "stimuli",
     "suprema",
     "theorem_4_1",
     "theorem_a5",
