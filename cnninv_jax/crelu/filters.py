@@ -182,7 +182,11 @@ def outgoing_correlation(
 
 def _directions(filters: ArrayLike) -> tuple[Float[Array, "K N"], Bool[Array, " K"]]:
     """Return unit filters, zeros for those that have no angle, and which have one."""
-    bank = as_float(filters)
+    try:
+        given = jnp.asarray(filters)
+    except (TypeError, ValueError):  # its message would show every number of the object
+        raise TypeError(f"expected filters as an array, got {type(filters).__name__}") from None
+    bank = as_float(given)
     if bank.ndim < 2:
         raise ValueError(f"expected filters of shape [K, M, *ell], got {bank.shape}")
     flat = bank.reshape(bank.shape[0], -1).astype(wider(bank.dtype, np.float32))

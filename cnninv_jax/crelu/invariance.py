@@ -95,7 +95,8 @@ def firing_thresholds(
     "greater than": ties at the threshold do not fire, and t_i >= 0 since readings are not negative.
 
     Args:
-        features: pictures [B, C, H, W] to maps [B, K, *n], or to a tree (dict, list) of maps, one for a layer.
+        features: pictures [B, C, H, W] to maps [B, K, *n], channels second, or to a tree (dict, list) of maps, one for
+            a layer. Maps are linear responses, before the activation, which `reading` says.
         pictures: [N, C, H, W]; anything with a length that can be sliced, also on disk.
         rate: global firing rate.
         reading: ``"relu"`` sets negative responses to zero, ``"crelu"`` takes the absolute value.
@@ -140,7 +141,7 @@ def count_firings(
     Args:
         features: as in `firing_thresholds`.
         pictures: as in `firing_thresholds`.
-        transforms: pictures to transformed stimuli, by name; or `stimuli.View`s, which have names.
+        transforms: pictures to transformed stimuli, by name; or a sequence of `stimuli.View`s, which have names.
         thresholds: tree as `firing_thresholds` returns it.
         reading: as in `firing_thresholds`.
         original: as in `firing_thresholds`.
@@ -151,15 +152,16 @@ def count_firings(
         The tree, every map replaced by `Firings`.
 
     Raises:
+        TypeError: transforms without names.
         ValueError: no pictures or transforms, impossible arguments, stimuli whose maps have another shape than the
             original's, or thresholds of another structure.
 
     Cost: one pass for the original and for every transform; counts in memory, 2 V + 1 for a filter and group.
     """
     _check(pictures, RATE, reading, chunk)
-    named = dict(transforms) if isinstance(transforms, Mapping) else {view.name: view for view in transforms}
-    if not named or len(named) != len(transforms) or groups < 1:
-        raise ValueError(f"expected transforms with names of their own and groups >= 1, got {list(named)} and {groups}")
+    named = _named(transforms)
+    if groups < 1:
+        raise ValueError(f"expected groups >= 1, got {groups}")
     limits, tree = jax.tree.flatten(thresholds)
     finite = [~np.isnan(t) for t in limits]
     rows = min(groups, len(pictures))
@@ -204,11 +206,14 @@ def firings(
 ) -> Any:
     """Return the `Firings` of every layer: both passes, `firing_thresholds` and `count_firings`, with their arguments.
 
+    ``features`` gives linear responses, before the activation, channels second: [B, K, *n].
+
     Example: ``firings(features, pictures, stimuli.small_stimuli(80, 64), original=stimuli.original(80, 64))``.
     """
     ways: dict[str, Any] = {"reading": reading, "original": original, "chunk": chunk}
+    named = _named(transforms)
     thresholds = firing_thresholds(features, pictures, rate=rate, **ways)
-    return count_firings(features, pictures, transforms, thresholds, groups=groups, **ways)
+    return count_firings(features, pictures, named, thresholds, groups=groups, **ways)
 
 
 def global_rate(counts: Firings) -> Float[np.ndarray, " K"]:
@@ -297,6 +302,23 @@ def _check(pictures: Any, rate: float, reading: str, chunk: int) -> None:
         raise ValueError(f"expected reading to be one of {', '.join(get_args(Reading))}, got {reading!r}")
     if not len(pictures) or chunk < 1:
         raise ValueError(f"expected pictures, and chunk >= 1, got {len(pictures)} pictures and chunk {chunk}")
+
+
+def _named(transforms: Mapping[str, Transform] | Sequence[Any]) -> dict[str, Transform]:
+    if isinstance(transforms, Mapping):
+        named, number = dict(transforms), len(transforms)
+    else:
+        views = list(transforms) if isinstance(transforms, Sequence) else [transforms]
+        nameless = [view for view in views if not hasattr(view, "name")]
+        if nameless or not isinstance(transforms, Sequence):
+            raise TypeError(
+                "expected a mapping of names to transforms, or a sequence of stimuli.View, got "
+                f"{type((nameless or views)[0]).__name__}"
+            )
+        named, number = {view.name: view for view in views}, len(views)
+    if not named or len(named) != number:
+        raise ValueError(f"expected transforms with names of their own, got {list(named)}")
+    return named
 
 
 def _chunks(pictures: Any, chunk: int) -> Any:

@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from cnninv_jax._numerics import as_float, norm, wider
 from cnninv_jax._typing import Array, Code, Float, Int, PerAxis, Scalar, Signal
 from cnninv_jax.crelu.activation import crelu, max_pool, nearest, window_and_step
-from cnninv_jax.crelu.reconstruction import check_tol, reconstruct, reconstruct_pooled
+from cnninv_jax.crelu.reconstruction import check_operator, check_tol, reconstruct, reconstruct_pooled
 from cnninv_jax.operators import ConvOperator, analysis
 
 #: What is done to an estimate of features before it is taken for features: nothing, as in the paper; negative ones
@@ -136,7 +136,7 @@ def invert(
     switches: Sequence[Int[Array, " K2 *regions"] | None] | None = None,
     *,
     tol: float = 1e-6,
-    max_steps: int = 1000,
+    max_steps: int = 5000,
     feasible: Feasible = "none",
     patchwise: bool = True,
     truth: Sequence[ArrayLike] | None = None,
@@ -221,12 +221,18 @@ def check_layers(layers: Sequence[CReLULayer]) -> None:
     """Refuse layers that do not follow on one another.
 
     Raises:
+        TypeError: no sequence of `CReLULayer`s.
         ValueError: no layer, a bias of another shape than [K], or a layer whose signal has another shape than what the
             one below hands on.
     """
+    if isinstance(layers, CReLULayer):
+        raise TypeError("expected a sequence of layers, got one CReLULayer; pass [layer]")
     if not layers:
         raise ValueError("expected at least one layer, got none")
     for number, layer in enumerate(layers, start=1):
+        if not isinstance(layer, CReLULayer):
+            raise TypeError(f"expected layer {number} to be a CReLULayer, got {type(layer).__name__}")
+        check_operator(layer.op)
         if layer.bias is not None and jnp.shape(layer.bias) != (layer.op.num_filters,):
             raise ValueError(
                 f"expected a bias of shape [K] = ({layer.op.num_filters},) in layer {number}, got "
@@ -250,10 +256,15 @@ def check_features(
     """Return the switches of every layer, None where it does not pool.
 
     Raises:
+        TypeError: as `check_layers`; a whole `Forward` as features, or one array as switches.
         ValueError: as `check_layers`; features of another shape than the top layer's; switches of another number or
             shape, missing where a layer pools, or given where none does.
     """
     check_layers(layers)
+    if isinstance(features, Forward):
+        raise TypeError("expected the features of the top layer, got a Forward; pass its features[-1] and switches")
+    if hasattr(switches, "shape"):
+        raise TypeError("expected switches of every layer, as Forward.switches has them, got one array")
     if jnp.shape(features) != layers[-1].output_shape:
         raise ValueError(
             f"expected the features of layer {len(layers)}, of shape {layers[-1].output_shape}, got "
@@ -265,8 +276,12 @@ def check_features(
     for number, (layer, switch) in enumerate(zip(layers, placed, strict=True), start=1):
         expected = None if layer.pool is None else layer.output_shape
         given = None if switch is None else jnp.shape(switch)
+        if expected is None and given is not None:
+            raise ValueError(f"expected no switches for layer {number}, which does not pool, got some of shape {given}")
         if given != expected:
-            raise ValueError(f"expected switches of shape {expected} for layer {number}, got {given}")
+            raise ValueError(
+                f"expected switches of shape {expected} for layer {number}, which pools, got {given or 'none'}"
+            )
     return placed
 
 

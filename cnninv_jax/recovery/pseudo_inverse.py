@@ -40,7 +40,7 @@ _MESSAGES = {
     PseudoInverseStatus.CAP: "the relative residual is above tol after max_steps iterations: raise max_steps or tol",
     PseudoInverseStatus.ZERO: "W^T S z is zero: z holds nothing that W could have made, and x' = 0 is exact",
     PseudoInverseStatus.NOT_FINITE: (
-        "z, the filters or the weights are not finite, they overflow, or a weight is negative: the signal is not valid"
+        "z, the filters or the weights are not finite, they overflow, or a weight is negative: the signal is NaN"
     ),
     PseudoInverseStatus.ROUNDING: (
         "iterations no longer lower the residual, which is above tol: tol is less than this dtype reaches with these "
@@ -53,7 +53,7 @@ class PseudoInverseResult(NamedTuple):
     """A least-squares solution of smallest norm.
 
     Attributes:
-        signal: x', [M, *D].
+        signal: x', [M, *D]; NaN where the status is NOT_FINITE.
         residual: |W^T S (z - W x')| / |W^T S z|, of the normal equations, computed from x'; 0 where W^T S z = 0.
         num_steps: iterations taken, each one product by W^T S W; 0 where the patchwise solution sufficed.
         status: how it ended, a `PseudoInverseStatus`.
@@ -150,6 +150,7 @@ def pseudo_inverse(
             ),
         ),
     ).astype(np.int32)
+    signal = jnp.where(finite, signal, jnp.nan)
     return PseudoInverseResult(signal.astype(dtype), residual.astype(dtype), steps, status)
 
 

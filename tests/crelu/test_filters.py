@@ -151,6 +151,8 @@ def test_refusals():
         pairing(np.ones((1, 2, 3)))
     with pytest.raises(ValueError, match=r"shape \[K, M, \*ell\]"):
         pairing(np.ones(3))
+    with pytest.raises(TypeError, match=r"^expected filters as an array, got dict$"):
+        pairing({"kernel": np.ones((4, 2, 3))})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="an even number of channels, got 3"):
         outgoing_correlation(np.ones((2, 3, 1)))
     with pytest.raises(ValueError, match="a partner of each of the 3 channels"):

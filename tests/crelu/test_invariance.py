@@ -203,19 +203,36 @@ def test_influences_add_up_and_pair():
         ({"chunk": 0}, "chunk >= 1"),
         ({"pictures": PICTURES[:0]}, "expected pictures"),
         ({"transforms": {}}, "transforms with names"),
+        ({"transforms": [lambda x: x]}, "mapping of names to transforms, or a sequence of stimuli.View, got function"),
+        ({"transforms": VIEWS[0]}, "sequence of stimuli.View, got View"),
+        ({"groups": 0}, "groups >= 1, got 0"),
         ({"transforms": (VIEWS[0], VIEWS[0])}, "names of their own"),
         ({"transforms": {"smaller": lambda x: MIDDLE(x)[..., 1:]}}, "size of the original"),
         ({"features": lambda x: jnp.zeros((3, 2, 4))}, "pictures first"),
         ({"features": lambda x: jnp.zeros((len(x), 2, 4), jnp.int32)}, "real maps"),
     ],
-    ids=["rate", "few", "reading", "chunk", "none", "no views", "twice", "shape", "batch", "integers"],
+    ids=[
+        "rate",
+        "few",
+        "reading",
+        "chunk",
+        "none",
+        "no views",
+        "function",
+        "view",
+        "groups",
+        "twice",
+        "shape",
+        "batch",
+        "integers",
+    ],
 )
 def test_refusals(change, message):
     given = (
         {"features": features, "pictures": PICTURES, "transforms": VIEWS} | {"original": MIDDLE, "rate": 0.05} | change
     )
     first = (given.pop("features"), given.pop("pictures"), given.pop("transforms"))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         invariance.firings(*first, **given)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cnninv_jax.crelu import layers as layers_module
-from cnninv_jax.crelu.layers import FEASIBLE, CReLULayer, check_layers, feasible_features, forward, invert
+from cnninv_jax.crelu.layers import FEASIBLE, CReLULayer, Forward, check_layers, feasible_features, forward, invert
 from cnninv_jax.operators import conv_operator
 from tests import oracles
 
@@ -229,13 +229,24 @@ REFUSED = {
     "bias": (lambda: check_layers([CReLULayer(FIRST.op, np.ones(2))]), r"a bias of shape \[K\] = \(3,\) in layer 1"),
     "signal": (lambda: forward([FIRST], np.ones((2, 9))), "a signal of shape"),
     "features": (lambda: invert([FIRST], np.ones((6, 5))), r"the features of layer 1, of shape \(6, 6\)"),
-    "no switches": (lambda: invert([POOLING], np.ones((6, 3))), r"switches of shape \(6, 3\) for layer 1, got None"),
-    "switches": (lambda: invert([FIRST], FEATURES, [WINNERS]), "switches of shape None for layer 1"),
+    "no switches": (
+        lambda: invert([POOLING], np.ones((6, 3))),
+        r"switches of shape \(6, 3\) for layer 1, which pools, got none",
+    ),
+    "switches": (
+        lambda: invert([FIRST], FEATURES, [WINNERS]),
+        "expected no switches for layer 1, which does not pool, got",
+    ),
     "number": (lambda: invert([FIRST], FEATURES, [None, None]), "switches of 1 layers"),
     "feasible": (lambda: invert([FIRST], FEATURES, feasible="best"), "expected feasible to be one of none, clip"),
     "tol": (lambda: invert([FIRST], FEATURES, tol=-1.0), "a tolerance of at least 0, got -1.0"),
     "way": (lambda: feasible_features(FEATURES, None, "best"), "expected feasible to be one of none, clip"),
     "truth": (lambda: invert([FIRST], FEATURES, truth=[]), "the truth of 1 signals"),
+    "one layer": (lambda: forward(FIRST, np.ones((2, 8))), r"got one CReLULayer; pass \[layer\]"),
+    "operators": (lambda: forward((FIRST.op,), np.ones((2, 8))), "layer 1 to be a CReLULayer, got ConvOperator"),
+    "filters": (lambda: forward((CReLULayer(np.ones((3, 2, 3))),), np.ones((2, 8))), "expected a ConvOperator, as"),
+    "all features": (lambda: invert([FIRST], Forward(FEATURES, (FEATURES,), (None,))), r"pass its features\[-1\]"),
+    "one array": (lambda: invert([POOLING], np.ones((6, 3)), WINNERS), "of every layer, as Forward.switches"),
     "truth's shape": (lambda: invert([FIRST], FEATURES, truth=[np.ones(3)]), "the truth of layer 1's signal"),
 }
 
@@ -243,5 +254,5 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused(name):
     call, message = REFUSED[name]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         call()

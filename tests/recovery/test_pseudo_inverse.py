@@ -246,7 +246,9 @@ def test_every_status():
     nothing = solve(op, jnp.zeros_like(z), tol=tol)
     assert (nothing.status, nothing.residual) == (PseudoInverseStatus.ZERO, 0)
     assert not np.any(np.asarray(nothing.signal))
-    assert solve(op, z.at[0, 0].set(jnp.nan), tol=tol).status == PseudoInverseStatus.NOT_FINITE
+    spoilt = solve(op, z.at[0, 0].set(jnp.nan), tol=tol)
+    assert spoilt.status == PseudoInverseStatus.NOT_FINITE
+    assert np.all(np.isnan(spoilt.signal))
     assert solve(op, z.at[0, 0].set(jnp.inf), tol=tol).status == PseudoInverseStatus.NOT_FINITE
     assert solve(op, z, weights=-jnp.ones_like(z), tol=tol).status == PseudoInverseStatus.NOT_FINITE
     exact = solve(op, z, tol=0.0)
@@ -303,6 +305,33 @@ def test_derivative_in_the_responses_is_the_pseudo_inverse():
         return jax.jvp(lambda z: pseudo_inverse(op, z, tol=1e-12).signal, (z,), (direction,))[1]
 
     assert np.allclose(push(z, direction), SOLVE(op, direction, tol=1e-12).signal, atol=1e-8)
+
+
+@needs_x64
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [20, 4])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_gradients_are_central_differences(count, weighted):
+    """In reverse mode, with and without filters enough to span patches."""
+    rng = np.random.default_rng(9)
+    shape = conv_operator(np.zeros((count, 2, 3, 3)), (6, 7), padding="same").code_shape
+    at = [rng.normal(size=(count, 2, 3, 3)), rng.normal(size=shape), rng.uniform(0.5, 2, size=shape)]
+    at = [jnp.asarray(one) for one in at[: 3 if weighted else 2]]
+    into = jnp.asarray(rng.normal(size=(2, 6, 7)))
+
+    @jax.jit
+    def value(filters, z, weights=None):
+        op = conv_operator(filters, (6, 7), padding="same")
+        return jnp.sum(into * pseudo_inverse(op, z, weights=weights, tol=1e-13).signal)
+
+    found = jax.jit(jax.grad(value, argnums=tuple(range(len(at)))))(*at)
+    for number, gradient in enumerate(found):
+        direction = jnp.asarray(rng.normal(size=at[number].shape))
+        step = 1e-5 * direction
+        above, below = (value(*at[:number], at[number] + way * step, *at[number + 1 :]) for way in (1, -1))
+        expected = float(above - below) / 2e-5
+        size = float(jnp.linalg.norm(gradient) * jnp.linalg.norm(direction))
+        assert abs(float(jnp.sum(gradient * direction)) - expected) < 1e-6 * size
 
 
 def test_refusals():
