@@ -95,7 +95,8 @@ def pseudo_inverse(
 
     Returns:
         The signal and what it took, in the wider dtype of filters and z (computed in float32 at least).
-        Differentiable once in z, filters and weights.
+        Differentiable once in z, filters and weights where S^(1/2) W has full column rank; where it has not, do not
+        rely on reverse-mode gradients.
 
     Raises:
         ValueError: z or weights of another shape, a negative tol, or max_steps below 1.
