@@ -171,7 +171,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 "bank": name, "pictures": count, "size": size, "filters": len(bank), "floor_seconds": least.seconds,
                 "floor_bytes": work.num_bytes, "floor_operations": work.operations, "rows": rows,
             })  # fmt: skip
-    note("")
+            note("")
+            show({**record, "cases": record["cases"][-1:]})
     return record
 
 
@@ -294,7 +295,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.rounds, given.peer_python, given.weights = 1, None, None
     vars(given).update(sizes)
     record = measure(given)
-    show(record)
     if not (given.smoke or given.no_store):
         path = given.results / store.slug(record["device"]) / "crelu.json"
         store.write(record, path)
