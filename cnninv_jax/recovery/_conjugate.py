@@ -35,17 +35,18 @@ class _Run(NamedTuple):
 
 
 class ConjugateGradients(lx.AbstractLinearSolver[Any]):
-    """Solve A x = b until |b - A x| <= limit, from ``options["y0"]`` (0 if absent).
+    """Solve A x = b until |b - A x| <= tol |b|, from ``options["y0"]`` (0 if absent).
 
     From 0, without ``options["diagonal"]`` (D > 0, what residuals are multiplied by), all iterates lie in the range of
-    A, and so does the limit: the solution of smallest norm. b must lie in the range of A.
+    A, and so does the limit: the solution of smallest norm. b must lie in the range of A; cotangents do not, and are
+    projected onto it first (P b solves A y = A b) unless ``options["full"]`` says that A has full rank.
 
     Attributes:
-        limit: absolute; may be traced.
+        tol: relative to b, which of derivatives is another one; may be traced.
         max_steps: products by A, besides one for every recomputed residual.
     """
 
-    limit: Array
+    tol: Array
     max_steps: int
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Any:
@@ -55,8 +56,17 @@ class ConjugateGradients(lx.AbstractLinearSolver[Any]):
 
     def compute(self, state: Any, vector: Any, options: dict[str, Any]) -> tuple[Any, lx.RESULTS, dict[str, Any]]:
         """Iterate; steps and residual are in the statistics, and success is for the caller to judge by them."""
+        if options.get("cotangent"):
+            within = self._iterate(state, state.mv(vector), {}).x
+            vector = jnp.where(options["full"], vector, within) if "full" in options else within
+        found = self._iterate(state, vector, options)
+        return found.x, lx.RESULTS.successful, {"num_steps": found.steps, "size": found.true}
+
+    def _iterate(self, state: Any, vector: Any, options: dict[str, Any]) -> _Run:
+        """Return the last iterate for a right side in the range of A."""
         diagonal = options.get("diagonal")
         zero = jnp.zeros((), vector.dtype)
+        limit = self.tol * jnp.sqrt(_dot(vector, vector))
 
         def step(run: _Run) -> _Run:
             # One product for both kinds of step: compiled once, and lanes of a vmap need not agree.
@@ -73,7 +83,7 @@ class ConjugateGradients(lx.AbstractLinearSolver[Any]):
             follow = jnp.where(usable, gamma / jnp.where(usable, run.gamma, 1), zero)
             steps = run.steps + jnp.where(fresh, np.int32(0), np.int32(1))
             # NaN compares false.
-            above = (size > self.limit) & (gamma > 0)
+            above = (size > limit) & (gamma > 0)
             more = steps < self.max_steps
             return _Run(
                 x,
@@ -89,12 +99,11 @@ class ConjugateGradients(lx.AbstractLinearSolver[Any]):
         begin = options.get("y0", jnp.zeros_like(vector))
         no, none = jnp.zeros((), bool), jnp.zeros_like(vector)
         start = _Run(begin, none, none, zero, zero + jnp.inf, jnp.zeros((), np.int32), ~no, no)
-        found = lax.while_loop(lambda run: ~run.done, step, start)
-        return found.x, lx.RESULTS.successful, {"num_steps": found.steps, "size": found.true}
+        return lax.while_loop(lambda run: ~run.done, step, start)
 
     def transpose(self, state: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Return the same: A is symmetric."""
-        return state, options
+        """Return the same, A being symmetric, for a right side that is anything, and from 0."""
+        return state, {name: value for name, value in options.items() if name != "y0"} | {"cotangent": True}
 
     def conj(self, state: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Return the same: A is real."""

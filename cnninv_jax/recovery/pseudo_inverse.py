@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from cnninv_jax._numerics import as_float, norm, per_axis, wider
-from cnninv_jax._typing import Array, Code, Float, Int, Scalar, Signal
+from cnninv_jax._typing import Array, Bool, Code, Float, Int, Scalar, Signal
 from cnninv_jax.operators import ConvOperator, synthesis
 from cnninv_jax.recovery._conjugate import ConjugateGradients
 from cnninv_jax.recovery._normal import normal_operator
@@ -95,8 +95,8 @@ def pseudo_inverse(
 
     Returns:
         The signal and what it took, in the wider dtype of filters and z (computed in float32 at least).
-        Differentiable once in z, filters and weights where S^(1/2) W has full column rank; where it has not, do not
-        rely on reverse-mode gradients.
+        Differentiable once in z, filters and weights, at any rank in reverse mode; in forward mode only if W has full
+        column rank or z is some W x.
 
     Raises:
         ValueError: z or weights of another shape, a negative tol, or max_steps below 1.
@@ -122,15 +122,15 @@ def pseudo_inverse(
     op = dataclasses.replace(op, filters=filters / unit, products="float32", method=method)
 
     normal = normal_operator(op, scale)
-    right, start, diagonal = _begin(op, code, scale, patchwise)
+    right, start, diagonal, full = _begin(op, code, scale, patchwise)
     size = _size(right)
     right, start = right / size, None if start is None else jax.lax.stop_gradient(start / size)
     matrix = lx.FunctionLinearOperator(
         normal, jax.ShapeDtypeStruct(op.input_shape, work), tags=lx.positive_semidefinite_tag
     )
     whole = jax.lax.stop_gradient(norm(right))
-    solver = ConjugateGradients(jnp.asarray(tol, work) * whole, limit)
-    options = {} if start is None else {"y0": start, "diagonal": diagonal}
+    solver = ConjugateGradients(jnp.asarray(tol, work), limit)
+    options = {} if start is None else {"y0": start, "diagonal": diagonal, "full": full}
     found = lx.linear_solve(matrix, right, solver, options=options, throw=False)
 
     steps = found.stats["num_steps"]
@@ -174,11 +174,11 @@ def _checked(
 
 def _begin(
     op: ConvOperator, code: Code, scale: Code | None, patchwise: bool
-) -> tuple[Signal, Signal | None, Float[Array, " #M *D"] | None]:
-    """Return W^T S z, where to begin (None: at 0), and what residuals are multiplied by (None: nothing)."""
+) -> tuple[Signal, Signal | None, Float[Array, " #M *D"] | None, Bool[Array, ""] | None]:
+    """Return W^T S z, where to begin (None: at 0), what residuals are multiplied by, whether W has full rank."""
     if scale is not None or not patchwise or not may_span(op):
         right = synthesis(op, code if scale is None else scale * code)
-        return right, None, None
+        return right, None, None, None
     inverse, full = left_inverse(jax.lax.stop_gradient(op.filters.reshape(op.num_filters, -1)))
     patches = inverse.T.reshape(op.filters.shape)
     # Both in one pass over z, which is by far the largest array.
@@ -186,7 +186,7 @@ def _begin(
     seen = coverage(op)
     share = jnp.asarray(1 / np.maximum(seen, 1), op.dtype)[None]
     start = both[op.channels :] * share
-    return both[: op.channels], start, jnp.where(full, share, 1)
+    return both[: op.channels], start, jnp.where(full, share, 1), full
 
 
 def _size(right: Signal) -> Scalar:

@@ -334,6 +334,31 @@ def test_gradients_are_central_differences(count, weighted):
         assert abs(float(jnp.sum(gradient * direction)) - expected) < 1e-6 * size
 
 
+@needs_x64
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+def test_gradients_of_a_deficient_layer(scale):
+    """Fewer responses than samples: the cotangent is not in the range of W^T, and is to have any size."""
+    rng = np.random.default_rng(3)
+    at = tuple(jnp.asarray(rng.normal(size=shape)) for shape in ((1, 1, 3), (1, 5)))
+    into = jnp.asarray(rng.normal(size=(1, 7)))
+
+    @jax.jit
+    def value(filters, z):
+        return scale * jnp.sum(into * pseudo_inverse(conv_operator(filters, 7), z, tol=1e-13).signal)
+
+    @jax.jit
+    def dense(filters, z):
+        return scale * jnp.sum(into.ravel() * (jnp.linalg.pinv(_rows(filters)) @ z.ravel()))
+
+    for own, expected in zip(jax.grad(value, (0, 1))(*at), jax.grad(dense, (0, 1))(*at), strict=True):
+        assert np.allclose(own, expected, rtol=1e-6, atol=1e-8 * scale)
+
+
+def _rows(filters):
+    """Return W of one filter of 3 taps over one channel of 7 samples, valid."""
+    return jnp.stack([jnp.zeros(7, filters.dtype).at[at : at + 3].set(filters[0, 0]) for at in range(5)])
+
+
 def test_refusals():
     op, z = _tiny()
     with pytest.raises(ValueError, match=r"expected responses of shape .*got \(2, 10\)"):
