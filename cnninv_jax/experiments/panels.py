@@ -126,7 +126,9 @@ def _bounds(axes: Axes, report: Mapping[str, Any]) -> None:
                 va="center", fontsize=8,
             )  # fmt: skip
     axes.set_xscale("symlog", linthresh=1.0)
-    axes.set_xlim(0.0, 3.0 * max(1.0, *(max(entry["filters"], entry["random_mean"]) for _, entry in rows)))
+    most = max(1.0, *(max(entry["filters"], entry["random_mean"]) for _, entry in rows))
+    # A fifth of the axis for the numbers beside the bars: it is one unit up to 1 and one for every decade above.
+    axes.set_xlim(0.0, max(3.0 * most, 10.0 ** ((1.0 + np.log10(most)) / 0.8 - 1.0)))
     axes.set_ylim(-0.6, len(rows) + 0.25)
     axes.set_yticks(places, [label for label, _ in rows], fontsize=9)
     axes.set_title(r"coherence and $A\|x\|^2 \leq \|W x\|^2 \leq B\|x\|^2$", fontsize=11)
