@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +13,6 @@ from cnninv_jax._typing import Array, Code, Float, Int
 from cnninv_jax.crelu.activation import Pooled, inverse, winners
 from cnninv_jax.operators import ConvOperator
 from cnninv_jax.recovery.pseudo_inverse import PseudoInverseResult, pseudo_inverse
-
-#: Numbers of a signal's patches up to which `for_loops` takes them.
-MOST_PATCHES = 2**28
 
 
 def reconstruct(
@@ -48,7 +43,7 @@ def reconstruct(
         TypeError: op is no `ConvOperator`.
         ValueError: features of another shape than [2 K, *n], or a bias of another shape than [K].
 
-    Cost: one `analysis` and one `synthesis` an iteration; no dense matrix. Compiled once for a geometry.
+    Cost: at most one `analysis` and one `synthesis` an iteration; no dense matrix. Compiled once for a geometry.
     """
     check_operator(op)
     check_tol(tol)
@@ -66,7 +61,7 @@ def _reconstruct(
             f"expected features of shape [2 K, *n] = {expected}, got {features.shape}; use jax.vmap for a batch"
         )
     known = _without_bias(inverse(features, axis=0), op, bias)
-    return pseudo_inverse(for_loops(op), known, tol=tol, max_steps=max_steps, patchwise=patchwise)
+    return pseudo_inverse(op, known, tol=tol, max_steps=max_steps, patchwise=patchwise)
 
 
 def reconstruct_pooled(
@@ -122,19 +117,7 @@ def _reconstruct_pooled(
 ) -> PseudoInverseResult:
     responses, counts = winners(Pooled(features, switches), op.code_shape)
     responses = jnp.where(counts > 0, _without_bias(responses, op, bias), 0)
-    return pseudo_inverse(for_loops(op), responses, weights=counts, tol=tol, max_steps=max_steps)
-
-
-def for_loops(op: ConvOperator) -> ConvOperator:
-    """Return the operator as iterations are to apply it: on a CPU by patches, if they take no more than 2^28 numbers.
-
-    XLA's convolutions are slow inside a loop on a CPU: of 64 filters 3 x 3 over 128 channels at 48 x 48 a step of
-    conjugate gradients took 1.1 s by convolution and 7 ms by patches (2 cores, under load).
-    """
-    patches = op.channels * math.prod(op.length) * math.prod(op.shifts)
-    if jax.default_backend() != "cpu" or patches > MOST_PATCHES:
-        return op
-    return dataclasses.replace(op, method="patches")
+    return pseudo_inverse(op, responses, weights=counts, tol=tol, max_steps=max_steps)
 
 
 def check_operator(op: object) -> None:

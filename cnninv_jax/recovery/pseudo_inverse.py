@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,9 @@ from cnninv_jax.operators import ConvOperator, synthesis
 from cnninv_jax.recovery._conjugate import ConjugateGradients
 from cnninv_jax.recovery._normal import normal_operator
 from cnninv_jax.recovery._patchwise import coverage, left_inverse, may_span
+
+#: Numbers of a signal's patches up to which `for_loops` takes them: a gibibyte in float32.
+MOST_PATCHES = 2**28
 
 
 class PseudoInverseStatus(enum.IntEnum):
@@ -116,10 +120,7 @@ def pseudo_inverse(
     filters = op.filters.astype(work)
     unit = jax.lax.stop_gradient(jnp.max(jnp.abs(filters)))
     unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
-    # Inside a loop XLA's convolutions on a CPU run on one thread without its fast kernels: 24 steps on 48 x 96 x 3 x 3
-    # filters took 10 s in place of 0.08.
-    method = "patches" if jax.default_backend() == "cpu" else op.method
-    op = dataclasses.replace(op, filters=filters / unit, products="float32", method=method)
+    op = dataclasses.replace(for_loops(op), filters=filters / unit, products="float32")
 
     normal = normal_operator(op, scale)
     right, start, diagonal, full = _begin(op, code, scale, patchwise)
@@ -153,6 +154,18 @@ def pseudo_inverse(
     ).astype(np.int32)
     signal = jnp.where(finite, signal, jnp.nan)
     return PseudoInverseResult(signal.astype(dtype), residual.astype(dtype), steps, status)
+
+
+def for_loops(op: ConvOperator) -> ConvOperator:
+    """Return the operator as iterations are to apply it: on a CPU by patches, if they take at most `MOST_PATCHES`.
+
+    Inside a loop XLA's convolutions on a CPU are slow: 24 steps on 48 filters of 96 x 3 x 3 at 32 x 32 took 10 s by
+    convolution and 0.08 s by patches (2 cores, under load).
+    """
+    patches = op.channels * math.prod(op.length) * math.prod(op.shifts)
+    if jax.default_backend() != "cpu" or patches > MOST_PATCHES:
+        return op
+    return dataclasses.replace(op, method="patches")
 
 
 def _checked(
