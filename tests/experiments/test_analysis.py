@@ -80,6 +80,7 @@ def test_structure_against_dense_matrices(bank, signal, stride, padding, normali
     assert sum(content["cosines"]["filters"]) == sum(content["cosines"]["random"]) == pairs
 
 
+@pytest.mark.slow
 @needs_x64
 def test_ratios_against_dense_matrices(report):
     # k of K filters at random places: the mean ratio of these draws is a mean over eigenvalue mixtures, so only
@@ -91,6 +92,7 @@ def test_ratios_against_dense_matrices(report):
         assert np.all(saved["restricted_gram_draws"] <= saved["full_gram_draws"] * (1 + 1e-12))
 
 
+@pytest.mark.slow
 def test_report_repeats_the_saved_draws(report):
     content = strict(report.folder / "report.json")
     for kind in ("filters", "random"):
@@ -111,6 +113,7 @@ def same_structure(monkeypatch, report):
     monkeypatch.setattr(analysis, "_structure", lambda *_: {name: report.content[name] for name in parts})
 
 
+@pytest.mark.slow
 def test_the_same_report_is_read_back(report, same_structure):
     again = analyze(report.content["origin"]["source"], options(report.folder, signal="7"))
     for kind in ("filters", "random"):
@@ -118,12 +121,14 @@ def test_the_same_report_is_read_back(report, same_structure):
     assert again.content["ratios"] == report.content["ratios"]
 
 
+@pytest.mark.slow
 def test_another_bank_in_the_same_folder_is_refused(report, same_structure, tmp_path):
     np.save(tmp_path / "bank.npy", 2 * BANK)
     with pytest.raises(Exception, match=r"filters holds another run .*bank: journal has"):
         analyze(str(tmp_path / "bank.npy"), options(report.folder, signal="7"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors", "h5"])
 def test_formats_and_layouts_agree(tmp_path, report, suffix):
     path = tmp_path / f"bank.{suffix}"
@@ -177,6 +182,7 @@ def test_one_filter_has_no_coherence_over_filters():
     assert sum(content["cosines"]["filters"]) == 0
 
 
+@pytest.mark.slow
 def test_figure_comes_from_saved_files(report):
     content = strict(report.folder / "report.json")
     with (

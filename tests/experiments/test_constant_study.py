@@ -66,6 +66,7 @@ def test_refusals(changes, said, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_limit_of_zero_leaves_the_exact_value_out(tmp_path):
     small = dataclasses.replace(SMALL, num_banks=1, k_values=(2,), M_values=(4,), exact_limit=0)
     report = reproduce_study(CONSTANT, small, StudyOptions(out=tmp_path, quiet=True)).report

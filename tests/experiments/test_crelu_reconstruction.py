@@ -37,6 +37,7 @@ def dense(layer):
     return oracles.dense_matrix(np.asarray(layer.op.filters), (SIDE, SIDE), (1, 1), "same")
 
 
+@pytest.mark.slow
 @needs_x64
 def test_two_layers_by_the_dense_formula():
     layers, passed = network()

@@ -161,6 +161,7 @@ def test_bounds_take_the_noise_that_entered():
     assert math.isclose(float(bound_of(ready, largest, num_data=3).log), math.log(3 * by_hand), rel_tol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zeta", [0.0, 0.05, 0.15, 0.3])
 def test_the_uniform_bound_follows_noise_through_the_layers(zeta):
     model = build(jax.random.key(0), dataclasses.replace(SMALL, coherence=0.02), 2)
