@@ -17,7 +17,6 @@ operations a shift, one W^T z as many.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -30,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import store
-from benchmarks.dcn import ALLOCATORS, Worker
+from benchmarks.dcn import ALLOCATORS, Worker, serve
 from benchmarks.floors import Work, floor
 from benchmarks.measure import device_peak_bytes, note, use_all_cores
 from benchmarks.peaks import Peaks
@@ -263,14 +262,6 @@ def show(record: dict[str, Any]) -> None:
         console.print(table)
 
 
-def serve() -> None:
-    """Answer requests until standard input ends."""
-    server = Server()
-    for line in sys.stdin:
-        request = json.loads(line)
-        print(json.dumps(getattr(server, request.pop("do"))(**request)), flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Check, measure, print, store."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.crelu", description=(__doc__ or "").splitlines()[0])
@@ -287,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.serve:
         use_all_cores()
-        serve()
+        serve(Server())
         return
     sizes: dict[str, Any] = {"sizes": [(1, 224), (256, 32)], "filters": 64, "seed": 0}
     if given.smoke:

@@ -258,9 +258,8 @@ def show(record: dict[str, Any]) -> None:
     Console(width=140).print(table)
 
 
-def serve() -> None:
-    """Answer requests until standard input ends."""
-    server = Server()
+def serve(server: Any) -> None:
+    """Answer requests by the methods of a server until standard input ends."""
     for line in sys.stdin:
         request = json.loads(line)
         print(json.dumps(getattr(server, request.pop("do"))(**request)), flush=True)
@@ -283,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.serve:
-        serve()
+        serve(Server())
         return
     given.channels = given.channels or None
     if given.cores:

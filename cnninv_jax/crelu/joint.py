@@ -26,8 +26,7 @@ from cnninv_jax._numerics import as_float, norm, wider
 from cnninv_jax._typing import Array, Code, Float, Int, Scalar, Signal
 from cnninv_jax.crelu.activation import crelu, inverse
 from cnninv_jax.crelu.layers import CReLULayer, check_features, invert, responses_of
-from cnninv_jax.crelu.reconstruction import check_tol
-from cnninv_jax.recovery.pseudo_inverse import for_loops
+from cnninv_jax.recovery.pseudo_inverse import check_tol, for_loops
 
 #: The normal equations of a round are solved no further than this: the next round has others.
 LINEAR_TOL = 1e-2

@@ -21,8 +21,9 @@ from jax.typing import ArrayLike
 from cnninv_jax._numerics import as_float, norm, wider
 from cnninv_jax._typing import Array, Code, Float, Int, PerAxis, Scalar, Signal
 from cnninv_jax.crelu.activation import crelu, max_pool, nearest, window_and_step
-from cnninv_jax.crelu.reconstruction import check_operator, check_tol, reconstruct, reconstruct_pooled
+from cnninv_jax.crelu.reconstruction import check_operator, reconstruct, reconstruct_pooled
 from cnninv_jax.operators import ConvOperator, analysis
+from cnninv_jax.recovery.pseudo_inverse import check_tol
 
 #: What is done to an estimate of features before it is taken for features: nothing, as in the paper; negative ones
 #: are set to zero; or it is replaced by the nearest features that a CReLU (and max-pooling with these switches) has.

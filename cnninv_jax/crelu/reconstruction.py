@@ -12,7 +12,7 @@ from cnninv_jax._numerics import as_float, wider
 from cnninv_jax._typing import Array, Code, Float, Int
 from cnninv_jax.crelu.activation import Pooled, inverse, winners
 from cnninv_jax.operators import ConvOperator
-from cnninv_jax.recovery.pseudo_inverse import PseudoInverseResult, pseudo_inverse
+from cnninv_jax.recovery.pseudo_inverse import PseudoInverseResult, check_tol, pseudo_inverse
 
 
 def reconstruct(
@@ -128,16 +128,6 @@ def check_operator(op: object) -> None:
     """
     if not isinstance(op, ConvOperator):
         raise TypeError(f"expected a ConvOperator, as operators.conv_operator makes one, got {type(op).__name__}")
-
-
-def check_tol(tol: float) -> None:
-    """Refuse a negative tolerance, which no compiled program could.
-
-    Raises:
-        ValueError: tol is a number below 0.
-    """
-    if isinstance(tol, int | float) and not tol >= 0:
-        raise ValueError(f"expected a tolerance of at least 0, got {tol}")
 
 
 def _without_bias(responses: Code, op: ConvOperator, offset: Array | None) -> Code:

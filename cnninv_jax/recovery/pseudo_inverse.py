@@ -110,8 +110,7 @@ def pseudo_inverse(
     few signals, and codes only for the latter.
     """
     (limit,) = per_axis(max_steps, 1, "max_steps")
-    if isinstance(tol, int | float) and not tol >= 0:
-        raise ValueError(f"expected a tolerance of at least 0, got {tol}")
+    check_tol(tol)
     given = as_float(z)
     dtype = wider(given.dtype, op.dtype)
     work = wider(dtype, np.float32)
@@ -154,6 +153,16 @@ def pseudo_inverse(
     ).astype(np.int32)
     signal = jnp.where(finite, signal, jnp.nan)
     return PseudoInverseResult(signal.astype(dtype), residual.astype(dtype), steps, status)
+
+
+def check_tol(tol: float) -> None:
+    """Refuse a negative tolerance, which no compiled program could.
+
+    Raises:
+        ValueError: tol is a number below 0.
+    """
+    if isinstance(tol, int | float) and not tol >= 0:
+        raise ValueError(f"expected a tolerance of at least 0, got {tol}")
 
 
 def for_loops(op: ConvOperator) -> ConvOperator:
