@@ -1,4 +1,4 @@
-"""What can go wrong when filters are read, and how the sentence about it is put together."""
+"""What can go wrong when files are read, and how the sentence about it is put together."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ class FilterFileError(ValueError):
 
 class PictureError(ValueError):
     """Pictures cannot be used; the message is one sentence."""
+
+
+class CifarError(ValueError):
+    """A data set for classifiers cannot be used; the message is one sentence."""
 
 
 class EnsembleError(ValueError):

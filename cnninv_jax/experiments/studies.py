@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_type_hint
 import jax
 
 from cnninv_jax._files import write_whole
+from cnninv_jax._progress import Progress, make_reporter
 from cnninv_jax._version import __version__
 from cnninv_jax.experiments.files import results_folder, save_json, writing
 from cnninv_jax.experiments.options import Precision, as_flags, checked_seed
+from cnninv_jax.experiments.registry import describe_parameters
 from cnninv_jax.experiments.runs import default_folder
 from cnninv_jax.montecarlo import ResultError
-from cnninv_jax.montecarlo.progress import Progress, make_reporter
 from cnninv_jax.montecarlo.specification import differences
 
 if TYPE_CHECKING:
@@ -176,8 +177,10 @@ def restored(kind: type[Parameters], held: Mapping[str, Any]) -> Parameters:
             return tuple(entry)
         return Path(entry) if isinstance(entry, str) and Path in (hints[name], *get_args(hints[name])) else entry
 
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]  # a dataclass by contract
-    if names != set(held):
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # a dataclass by contract
+    names = {field.name for field in fields}
+    # A study that was begun before a parameter was new has its default.
+    if not {field.name for field in fields if "new" not in field.metadata} <= set(held) <= names:
         raise ValueError(
             "expected a study that this version of cnninv began, got one with other parameters "
             f"({', '.join(sorted(names ^ set(held)))}); finish it with the version that began it, or choose another "
@@ -211,7 +214,7 @@ class ProgressBar:
         elapsed = max(time.perf_counter() - self._began, 1e-9)
         left = elapsed / self._done * (self._total - self._done) if self._done else float("nan")
         stage = "finished" if self._done >= self._total else "running"
-        self._report(Progress(stage, self._done, self._total, seconds_left=left, headline=note))
+        self._report(Progress(stage, self._done, self._total, seconds_left=left, headline=note, unit="steps"))
 
 
 @contextlib.contextmanager
@@ -231,8 +234,12 @@ def progress_bar(name: str, total: int, *, quiet: bool = False) -> Iterator[Prog
 
 
 def _plain(parameters: Any) -> dict[str, Any]:
-    """Return parameters as JSON holds them; paths become absolute, so that a folder means the same files later."""
-    plain = json.loads(json.dumps(dataclasses.asdict(parameters), default=lambda path: str(Path(path).absolute())))
+    """Return parameters as JSON holds them; paths become absolute, so that a folder means the same files later.
+
+    New parameters at their defaults stay out, see `registry.NEW`: studies that began without them are found again.
+    """
+    held = describe_parameters(parameters)
+    plain = json.loads(json.dumps(held, default=lambda path: str(Path(path).absolute())))
     return {**plain, **{name: str(path.absolute()) for name, path in _files(parameters).items()}}
 
 
@@ -242,7 +249,7 @@ def _files(parameters: Any) -> dict[str, Path]:
         name: Path(value).expanduser()
         for name, value in vars(parameters).items()
         if isinstance(value, Path)
-        or (name in ("pictures", "weights", "checkpoint") and isinstance(value, str) and value)
+        or (name in ("pictures", "weights", "checkpoint", "cifar") and isinstance(value, str) and value)
     }
     words = {name for name, path in named.items() if str(path) == "embedded" or ":" in str(path)}
     return {name: path for name, path in named.items() if name not in words}

@@ -1,11 +1,13 @@
 """Gilbert et al. 2017, 4.5 and Table 3: what one step W^T M(W f, k) gives back of VGG-16's activations.
 
-The columns of activation space. Those of image space need a trained decoding network.
+The columns of activation space, and with ``--image-space`` those of image space (`table3_images`), for which a decoder
+of each pool is trained.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +19,20 @@ import numpy as np
 from cnninv_jax import filters
 from cnninv_jax.experiments.layer_inputs import TABLE_2, Filters, bring_network
 from cnninv_jax.experiments.network_pass import activations, check_picture
+from cnninv_jax.experiments.registry import NEW
 from cnninv_jax.experiments.studies import Findings, Study, StudyOptions, progress_bar
 from cnninv_jax.experiments.table3_errors import (
     COUNTS,
     MAIN,
     READINGS,
+    above,
+    mean_of,
     random_activation_error,
     reconstruction_errors,
     sizes,
 )
+from cnninv_jax.experiments.table3_image_tables import image_tables
 from cnninv_jax.experiments.table3_tables import METHODS, PAPER, fits, tables
-from cnninv_jax.montecarlo import mean_interval
 from cnninv_jax.montecarlo.arguments import positive
 from cnninv_jax.sparsity import num_blocks
 
@@ -56,6 +61,30 @@ class Table3Parameters:
     """Layers i of the table: f is the output of pool(i), reconstructed with filters of conv(i+1,1)."""
     pool: int = 2
     """Side of the pooling regions of M."""
+    image_space: bool = dataclasses.field(default=False, metadata=NEW)
+    """The columns of image space, too: train a what-where decoder for each layer, and send through it what comes in the
+    place of f (Figs. 4 and 5)."""
+    cifar: str | None = dataclasses.field(default=None, metadata=NEW)
+    """Pictures of image space: CIFAR's 32 x 32 (folder, archive, fetch:cifar10 or embedded) in place of crops of
+    --pictures."""
+    crop_size: int = dataclasses.field(default=64, metadata=NEW)
+    """Side of the crops in image space: photographs are brought to four times that, test crops come from the right
+    quarter."""
+    num_crops: int = dataclasses.field(default=4000, metadata=NEW)
+    """Training pictures of image space."""
+    num_tests: int = dataclasses.field(default=20, metadata=NEW)
+    """Most test pictures of image space."""
+    width: float | None = dataclasses.field(default=None, metadata=NEW)
+    """Network of image space: so many times VGG-16's filters, 1/8 by default; with --weights always 1."""
+    classifier_steps: int = dataclasses.field(default=600, metadata=NEW)
+    """Steps in which the network of image space learns to tell the photographs (or CIFAR's classes) apart, which is
+    what learned filters are there; 0 leaves it random. Not with --weights."""
+    decoder_steps: int = dataclasses.field(default=600, metadata=NEW)
+    """Steps of training for each decoder."""
+    batch_size: int = dataclasses.field(default=32, metadata=NEW)
+    """Pictures a step."""
+    rate: float = dataclasses.field(default=2e-3, metadata=NEW)
+    """Learning rate of Adam at the beginning, 0.3 of it after 60% of the steps, 0.09 after 85%."""
 
 
 def _compute(p: Table3Parameters, options: StudyOptions, folder: Path) -> Findings:
@@ -103,12 +132,13 @@ def _compute(p: Table3Parameters, options: StudyOptions, folder: Path) -> Findin
         "main_reading": MAIN,
     }
     content["fits"] = fits(content)
-    return Findings(content, tables(content), _dataset(layers, errors, pictures))
+    dataset = _dataset(layers, errors, pictures)
+    if not p.image_space:
+        return Findings(content, tables(content), dataset)
+    from cnninv_jax.experiments.table3_images import image_space
 
-
-def above(layer: int) -> str:
-    """Return the name of the layer that reconstructs the output of pool(i): conv(i+1, 1)."""
-    return f"conv{layer + 1}_1"
+    content["image_space"], images = image_space(p, layers, options, folder)
+    return Findings(content, (*tables(content), *image_tables(content["image_space"])), dataset.merge(images))
 
 
 def _banks(brought: Filters, layer: int, key: PRNGKeyArray, dtype: jnp.dtype) -> dict[str, FilterBank]:
@@ -136,22 +166,11 @@ def _describe(brought: Filters, layer: int, shape: tuple[int, ...], pool: int, e
         "regions": num_blocks(code_shape, pool),
         "entries": int(np.prod(code_shape)),
         "errors": {
-            method: {reading: _mean(errors[place, number]) for number, reading in enumerate(READINGS)}
+            method: {reading: mean_of(errors[place, number]) for number, reading in enumerate(READINGS)}
             for place, method in enumerate(METHODS)
             if np.isfinite(errors[place]).any()
         },
     }
-
-
-def _mean(values: np.ndarray) -> dict[str, Any]:
-    """Return the mean over pictures with its interval; pictures whose f or f_hat is zero have no error."""
-    finite = values[np.isfinite(values)]
-    mean, variance = finite.mean(), finite.var(ddof=1) if len(finite) > 1 else np.nan
-    low, high = mean_interval(mean, variance, len(finite))
-    return {
-        "mean": float(mean), "interval_95": [float(low), float(high)], "standard_deviation": float(np.sqrt(variance)),
-        "pictures": len(finite), "non_finite": len(values) - len(finite),
-    }  # fmt: skip
 
 
 def _dataset(layers: tuple[int, ...], errors: np.ndarray, pictures: data.Pictures) -> xr.Dataset:
@@ -168,17 +187,34 @@ def _check(p: Table3Parameters) -> None:
         positive(getattr(p, name), f"--{name.replace('_', '-')}", 1 << 30)
     if not p.layers or not set(p.layers) <= set(PAPER):
         raise ValueError(f"expected --layers out of 1, 2, 3, 4 (pool1 to pool4), got {' '.join(map(str, p.layers))}")
+    if not p.image_space:
+        return
+    for name in ("crop_size", "num_crops", "num_tests", "decoder_steps", "batch_size"):
+        positive(getattr(p, name), f"--{name.replace('_', '-')}", 1 << 30)
+    if p.classifier_steps < 0:
+        raise ValueError(f"expected --classifier-steps of at least 0, got {p.classifier_steps}")
+    for flag, value in (("--rate", p.rate), ("--width", 1.0 if p.width is None else p.width)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"expected {flag} to be positive, got {value}")
+    if p.weights is not None and p.width not in (None, 1):
+        raise ValueError(
+            f"expected no --width with --weights, whose filters are VGG-16's, got {p.width:g}; leave one out"
+        )
+    if p.num_tests < 2:
+        raise ValueError(f"expected --num-tests of at least 2 for an interval, got {p.num_tests}")
+    if p.num_crops < p.batch_size:
+        raise ValueError(f"expected --num-crops of at least a batch of {p.batch_size}, got {p.num_crops}")
 
 
 def _figure(report: Mapping[str, Any], dataset: xr.Dataset | None) -> Figure:
     from cnninv_jax.experiments.table3_figure import table3_figure
 
-    return table3_figure(report)
+    return table3_figure(report, dataset)
 
 
 TABLE3 = Study(
     name="gilbert-table3",
-    title="Activations of VGG-16 reconstructed by one step W^T M(W f, k), errors in activation space",
+    title="Activations of VGG-16 reconstructed by one step W^T M(W f, k)",
     source="Gilbert et al. 2017, Table 3",
     parameters=Table3Parameters,
     compute=_compute,

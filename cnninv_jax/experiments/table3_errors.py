@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cnninv_jax._numerics import norm
 from cnninv_jax._typing import FilterBank, PRNGKeyArray, Scalar, Signal
+from cnninv_jax.montecarlo import mean_interval
 from cnninv_jax.operators import analysis, conv_operator, synthesis
 from cnninv_jax.sparsity import num_blocks, project
 
@@ -23,6 +26,22 @@ SCALINGS = ("scaled", "unscaled", "rectified")
 #: All readings by name, and that of the table's columns.
 READINGS = tuple(".".join(parts) for parts in itertools.product(PROJECTIONS, COUNTS, SCALINGS))
 MAIN = "magnitude.entries.scaled"
+
+
+def above(layer: int) -> str:
+    """Return the name of the layer that reconstructs the output of pool(i): conv(i+1, 1)."""
+    return f"conv{layer + 1}_1"
+
+
+def mean_of(values: np.ndarray) -> dict[str, Any]:
+    """Return the mean over pictures with its interval; pictures whose f or f_hat is zero have no error."""
+    finite = values[np.isfinite(values)]
+    mean, variance = finite.mean(), finite.var(ddof=1) if len(finite) > 1 else np.nan
+    low, high = mean_interval(mean, variance, len(finite))
+    return {
+        "mean": float(mean), "interval_95": [float(low), float(high)], "standard_deviation": float(np.sqrt(variance)),
+        "pictures": len(finite), "non_finite": len(values) - len(finite),
+    }  # fmt: skip
 
 
 def sizes(code_shape: tuple[int, ...], share: float, pool: int) -> tuple[int, int]:
@@ -64,9 +83,24 @@ def reconstruction_errors(f: Signal, bank: FilterBank, *, share: float, pool: in
     return found
 
 
+@functools.partial(jax.jit, static_argnames=("share", "pool"))
+def reconstruction(f: Signal, bank: FilterBank, *, share: float, pool: int) -> Signal:
+    """Return f_hat = W^T M(W f, k) brought to f's norm, in the reading `MAIN`; see `reconstruction_errors`."""
+    op = conv_operator(bank, f.shape[1:], padding="same")
+    k = sizes(op.code_shape, share, pool)[COUNTS.index("entries")]
+    return _of_norm(norm(f), synthesis(op, project(analysis(op, f), k, pool=pool)))
+
+
+def random_activation(key: PRNGKeyArray, f: Signal) -> Signal:
+    """Return Gaussian activations, negative ones among them, of f's norm (footnote 13)."""
+    return _of_norm(norm(f), jax.random.normal(key, f.shape, f.dtype))
+
+
 @jax.jit
 def random_activation_error(key: PRNGKeyArray, f: Signal) -> Scalar:
     """Return |f - g| / |f| for Gaussian g of f's norm: sqrt(2 - 2 cos), sqrt 2 but for chance (footnote 13)."""
-    noise = jax.random.normal(key, f.shape, f.dtype)
-    size = norm(f)
-    return norm(f - noise * (size / norm(noise))) / size
+    return norm(f - random_activation(key, f)) / norm(f)
+
+
+def _of_norm(size: Scalar, value: Signal) -> Signal:
+    return value * (size / norm(value))

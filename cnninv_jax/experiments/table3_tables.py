@@ -84,7 +84,7 @@ def _paper_table(content: Mapping[str, Any]) -> Table:
     notes = [
         f"Reading: {words(content['main_reading'])}; means over {len(content['pictures'])} pictures "
         f"({content['source']}). Verdict: within {TOLERANCE:g} of the printed number; none where f is not learned.",
-        "The paper's columns of image space need a trained decoding network and are not computed here.",
+        "The paper's columns of image space need a trained decoding network: --image-space trains one for each layer.",
     ]
     if capped:
         notes.append(
