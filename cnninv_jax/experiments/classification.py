@@ -15,7 +15,7 @@ import numpy as np
 
 from cnninv_jax._progress import Progress
 from cnninv_jax.experiments.files import save_json
-from cnninv_jax.experiments.studies import ProgressBar
+from cnninv_jax.experiments.studies import ProgressBar, StudyOptions
 from cnninv_jax.montecarlo.arguments import positive
 
 if TYPE_CHECKING:
@@ -79,6 +79,25 @@ def recipe_for(
     milestones = tuple(sorted({step for step in (round(0.6 * steps), round(0.85 * steps)) if step >= 1}))
     chosen: Any = optimizer
     return Recipe(steps, batch_size, chosen, rate, milestones, weight_decay=weight_decay, warmup=min(100, steps // 20))
+
+
+def check_training(p: Any, options: StudyOptions) -> None:
+    """Refuse what no study of classifiers can have: its seeds, width, shift, limit, precision.
+
+    Raises:
+        ValueError: in the words of the command line.
+    """
+    positive(p.num_seeds, "--num-seeds", 1000)
+    if not (math.isfinite(p.width) and 0 < p.width <= 16):
+        raise ValueError(f"expected --width above 0 and at most 16, got {p.width}")
+    if p.shift < 0:
+        raise ValueError(f"expected --shift of at least 0 pixels, got {p.shift}")
+    if p.limit is not None:
+        positive(p.limit, "--limit", 1 << 20)
+    if options.precision != "float32":
+        raise ValueError(
+            "expected --precision float32, got float64: networks are trained in --arithmetic float32 or bfloat16"
+        )
 
 
 def arrays_of(images: Any) -> dict[str, np.ndarray]:
@@ -173,4 +192,15 @@ class Steps:
             self._done = progress.done
 
 
-__all__ = ["POINTS", "STAND_IN", "Classified", "Steps", "arrays_of", "classify", "outcome_of", "recipe_for", "thinned"]
+__all__ = [
+    "POINTS",
+    "STAND_IN",
+    "Classified",
+    "Steps",
+    "arrays_of",
+    "check_training",
+    "classify",
+    "outcome_of",
+    "recipe_for",
+    "thinned",
+]

@@ -7,7 +7,6 @@ want an accelerator; `width` multiplies the filters.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,10 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import jax.numpy as jnp
 
-from cnninv_jax.experiments.classification import Classified, Steps, classify, recipe_for
+from cnninv_jax.experiments.classification import Classified, Steps, check_training, classify, recipe_for
 from cnninv_jax.experiments.crelu_table1_tables import LABELS, Model, compared, tables
 from cnninv_jax.experiments.studies import Findings, Study, StudyOptions, progress_bar
-from cnninv_jax.montecarlo.arguments import positive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -173,21 +171,11 @@ def _sizes(name: str, spec: NetworkSpec, recipe: Recipe) -> dict[str, Any]:
 
 def _check(p: CReLUTable1Parameters, options: StudyOptions) -> None:
     """Refuse parameters that do not fit, in the words of the command line."""
-    positive(p.num_seeds, "--num-seeds", 1000)
+    check_training(p, options)
     if not p.models or len(set(p.models)) != len(p.models):
         raise ValueError(f"expected different --models, got {' '.join(p.models) or 'none'}")
-    if not (math.isfinite(p.width) and 0 < p.width <= 16):
-        raise ValueError(f"expected --width above 0 and at most 16, got {p.width}")
     if not 0 <= p.dropout < 2:
         raise ValueError(f"expected --dropout from 0 to below 2 (times rates of up to 0.5), got {p.dropout}")
-    if p.shift < 0:
-        raise ValueError(f"expected --shift of at least 0 pixels, got {p.shift}")
-    if p.limit is not None:
-        positive(p.limit, "--limit", 1 << 20)
-    if options.precision != "float32":
-        raise ValueError(
-            "expected --precision float32, got float64: networks are trained in --arithmetic float32 or bfloat16"
-        )
 
 
 def _figure(report: Mapping[str, Any], _: Any) -> Figure:

@@ -16,10 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnninv_jax.experiments.classification import Classified, Steps, arrays_of, classify, outcome_of, recipe_for
+from cnninv_jax.experiments.classification import (
+    Classified,
+    Steps,
+    arrays_of,
+    check_training,
+    classify,
+    outcome_of,
+    recipe_for,
+)
 from cnninv_jax.experiments.gilbert_table1_tables import KINDS, compared, tables
 from cnninv_jax.experiments.studies import Findings, Study, StudyOptions, progress_bar
-from cnninv_jax.montecarlo.arguments import positive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -218,26 +225,16 @@ def one_view(key: jax.Array | None, batch: Any) -> Any:
 
 def _check(p: Table1Parameters, options: StudyOptions) -> None:
     """Refuse parameters that do not fit, in the words of the command line."""
-    positive(p.num_seeds, "--num-seeds", 1000)
-    if not (math.isfinite(p.width) and 0 < p.width <= 16):
-        raise ValueError(f"expected --width above 0 and at most 16, got {p.width}")
+    check_training(p, options)
     if not p.depths or not set(p.depths) <= {1, 2, 3}:
         raise ValueError(f"expected --depths among 1, 2 and 3, got {' '.join(map(str, p.depths)) or 'none'}")
     if not p.filters:
         raise ValueError("expected --filters random, learned or both, got none")
     if not 0 <= p.dropout < 1:
         raise ValueError(f"expected --dropout from 0 to below 1, got {p.dropout}")
-    if p.shift < 0:
-        raise ValueError(f"expected --shift of at least 0 pixels, got {p.shift}")
     if p.features == "cached" and p.shift:
         raise ValueError(
             "expected --features live with --shift, got cached: kept features have one place; leave out one"
-        )
-    if p.limit is not None:
-        positive(p.limit, "--limit", 1 << 20)
-    if options.precision != "float32":
-        raise ValueError(
-            "expected --precision float32, got float64: networks are trained in --arithmetic float32 or bfloat16"
         )
 
 

@@ -14,14 +14,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from cnninv_jax._progress import Progress
-from cnninv_jax._typing import Array, Float, PRNGKeyArray, Scalar, Shaped
+from cnninv_jax._typing import Array, Float, PRNGKeyArray, Shaped
 from cnninv_jax.experiments.table3_crops import Crops
 from cnninv_jax.nn.augmentation import Preparation
-from cnninv_jax.nn.autoencoders import EncoderClassifier, frozen_copy
+from cnninv_jax.nn.autoencoders import EncoderClassifier, feature_scale, frozen_copy, pixel_loss
 from cnninv_jax.nn.backbones import Backbone
 from cnninv_jax.nn.decoders import WhatWhereDecoder
 from cnninv_jax.nn.evaluation import evaluate
-from cnninv_jax.nn.objectives import classification_loss, classification_metrics, reconstruction_loss
+from cnninv_jax.nn.objectives import classification_loss, classification_metrics
 from cnninv_jax.nn.recipes import Recipe
 from cnninv_jax.nn.training import Trained, train
 
@@ -65,11 +65,6 @@ def preparation(dtype: DTypeLike) -> Preparation:
     return Preparation((0.0,) * 3, (255.0,) * 3, flip=True, dtype=jnp.dtype(dtype).name)
 
 
-def image_loss(model: Any, batch: Any, key: PRNGKeyArray) -> tuple[Scalar, Mapping[str, Scalar]]:
-    """Mean squared pixel error of a picture's way through network and decoder; metric ``relative``."""
-    return reconstruction_loss(model, {"inputs": batch["images"], "targets": batch["images"]}, key)
-
-
 def recipe(steps: int, batch_size: int, rate: float) -> Recipe:
     """Return Adam with a multistep schedule; the paper does not say how its decoders were trained."""
     milestones = sorted({step for step in (round(share * steps) for share in _MILESTONES) if 0 < step < steps})
@@ -99,7 +94,9 @@ def learned_encoder(
     }  # fmt: skip
     model = nnx.jit(
         lambda key: EncoderClassifier(
-            Backbone("vgg16", trainable=True, **settings, rngs=nnx.Rngs(key)), crops.classes, rngs=nnx.Rngs(key)
+            Backbone("vgg16", trainable=True, **settings, rngs=nnx.Rngs(key)),
+            crops.classes,
+            rngs=nnx.Rngs(jax.random.fold_in(key, 1)),
         )
     )(build_key)
     data = {"images": crops.images, "labels": crops.labels}
@@ -142,11 +139,11 @@ def trained_decoder(
             "vgg16", pool, width=width, ceil=encoder.ceil, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(key)
         )
     )(build_key)
-    prepared = preparation(dtype)(None, {"images": jnp.asarray(crops.images[:_SCALED_BY])})["images"]
-    maps = nnx.jit(lambda encoder, images: encoder(images, (pool,))[pool])(encoder, prepared)
-    scale = float(jnp.sqrt(jnp.mean(jnp.square(maps)))) or 1.0
+    some = preparation(dtype)(None, {"images": jnp.asarray(crops.images[:_SCALED_BY])})["images"]
+    # Activations that are all zero, of a network that died, are so at any scale.
+    scale = feature_scale(encoder, pool, some) or 1.0
     trained = train(
-        ImageDecoder(encoder, decoder, scale), image_loss, {"images": crops.images}, recipe,
+        ImageDecoder(encoder, decoder, scale), pixel_loss, {"images": crops.images}, recipe,
         key=train_key, prepare=preparation(dtype), folder=folder, progress=report, name=f"decoder of {pool}",
     )  # fmt: skip
     return trained.model, {"scale": scale, **_course(trained)}
@@ -160,4 +157,4 @@ def _course(trained: Trained[Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-__all__ = ["ImageDecoder", "image_loss", "learned_encoder", "preparation", "recipe", "trained_decoder"]
+__all__ = ["ImageDecoder", "learned_encoder", "preparation", "recipe", "trained_decoder"]

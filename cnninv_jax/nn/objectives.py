@@ -39,12 +39,4 @@ def _right(logits: Array, labels: Array) -> Array:
     return jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
 
 
-def reconstruction_loss(model: Any, batch: Any, key: PRNGKeyArray) -> tuple[Scalar, Mapping[str, Scalar]]:
-    """Mean squared pixel error of a decoder, Random DCN eq. (1): ``model(inputs)`` against ``targets``."""
-    outputs = model(batch["inputs"], train=True, key=key)
-    error = jnp.mean(jnp.square(outputs - batch["targets"]))
-    power = jnp.mean(jnp.square(batch["targets"]))
-    return error, {"relative": jnp.sqrt(error / power)}
-
-
-__all__ = ["classification_loss", "classification_metrics", "reconstruction_loss"]
+__all__ = ["classification_loss", "classification_metrics"]

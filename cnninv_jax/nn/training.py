@@ -7,6 +7,7 @@ A step is a pure function of (state, data, root key, step number): batches come 
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -85,7 +86,7 @@ def train(
     prepare: Prepare | None = None,
     folder: Path | None = None,
     mesh: Mesh | None = None,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: float = 30.0,
     quiet: bool = False,
     progress: bool | Callable[[Progress], object] | None = None,
     name: str = "training",
@@ -234,6 +235,8 @@ class _Session:
         """Go on where a folder says."""
         self._checkpoints = checkpoints
         held = checkpoints.restore({"state": self.state, "history": self.history})
+        for complaint in checkpoints.complaints:
+            sys.stderr.write(f"{self._name}: {complaint}\n")  # whoever asked for quiet has to know, too
         if held is not None:
             self.step, content, facts = held
             self._saved = self.step

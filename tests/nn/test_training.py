@@ -97,6 +97,22 @@ def test_stopped_and_resumed_equals_uninterrupted(whole, tmp_path, step):
     assert np.isnan(again.examples_per_second)
 
 
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    for step in (16, 32):
+        with pytest.raises(KeyboardInterrupt):
+            fit(folder=folder, progress=stop_at(step))
+    file = max((folder / "step_000000032").rglob("*"), key=lambda file: file.is_file() and file.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1])
+    capsys.readouterr()
+    resumed = fit(folder=folder)
+    assert same(resumed, whole)
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith("small: the checkpoint of step 32 in ")
+    assert sentence.endswith("the one before it is used")
+    assert resumed.complaints == (sentence.removeprefix("small: "),)
+
+
 def test_a_killed_process_ends_on_the_same_bits(whole, tmp_path):
     """SIGKILL, which nothing can catch, in the middle; another process goes on."""
     program = tmp_path / "program.py"
