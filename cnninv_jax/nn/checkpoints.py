@@ -76,6 +76,7 @@ class Checkpoints:
             template: pytree whose structure, shapes and dtypes the state has.
         """
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), template)
+        wrong: list[str] = []
         for step in self._steps():
             place = self.folder / f"{_PREFIX}{step:09d}"
             try:
@@ -85,12 +86,12 @@ class Checkpoints:
                     raise ValueError(changed)
                 with _quiet(), _checkpointer() as checkpointer:
                     # The digests have vouched for the bytes; the shapes are the training's own.
-                    return step, checkpointer.restore(place.absolute(), shapes), seal["facts"]
+                    state = checkpointer.restore(place.absolute(), shapes)
+                self.complaints += [f"{words}; the one of step {step} is used" for words in wrong]
+                return step, state, seal["facts"]
             except Exception as error:  # tensorstore, orbax and json have a family of errors each
-                self.complaints.append(
-                    f"the checkpoint of step {step} in {str(self.folder)!r} is damaged ({_brief(error)}); "
-                    "the one before it is used"
-                )
+                wrong.append(f"the checkpoint of step {step} in {str(self.folder)!r} is damaged ({_brief(error)})")
+        self.complaints += [f"{words}; there is no other one, so it begins anew" for words in wrong]
         return None
 
     def _steps(self) -> list[int]:

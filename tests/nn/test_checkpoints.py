@@ -64,8 +64,16 @@ def test_a_damaged_one_is_passed_over_in_one_sentence(folder, how):
     assert len(complaints) == 1
     assert "the checkpoint of step 30" in complaints[0]
     assert "is damaged" in complaints[0]
-    assert complaints[0].endswith("the one before it is used")
+    assert complaints[0].endswith("; the one of step 20 is used")
     assert "\n" not in complaints[0]
+
+
+def test_all_damaged(folder):
+    damage(folder, "flip")
+    (folder / "step_000000020.seal.json").write_text("{}")
+    found, complaints = restored(folder)
+    assert found is None
+    assert [words.rpartition("; ")[2] for words in complaints] == ["there is no other one, so it begins anew"] * 2
 
 
 def test_one_without_its_seal_was_never_finished(folder):

@@ -109,7 +109,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(whole, tmp_path, 
     assert same(resumed, whole)
     (sentence,) = capsys.readouterr().err.splitlines()
     assert sentence.startswith("small: the checkpoint of step 32 in ")
-    assert sentence.endswith("the one before it is used")
+    assert sentence.endswith("; the one of step 16 is used")
     assert resumed.complaints == (sentence.removeprefix("small: "),)
 
 
