@@ -29,7 +29,7 @@ def table1_figure(report: Mapping[str, Any]) -> Figure:
     )  # fmt: skip
     figure.suptitle(
         f"{report['source']}: random and learned filters\n{source}, {held['train']:,} training images, "
-        f"{p['epochs']:g} epochs, {p['num_seeds']} seed(s), width {p['width']:.4g} of the paper's",
+        f"{p['epochs']:g} epochs, seeds: {p['num_seeds']}, width {p['width']:.4g} of the paper's",
         fontsize=12,
     )
     left, middle, right = figure.subplots(1, 3)
@@ -68,7 +68,9 @@ def _accuracies(axes: Axes, found: Mapping[str, Any], comparable: bool) -> None:
     axes.set_ylabel("accuracy on the test set, %")
     axes.set_title("accuracy (bars: seeds)", fontsize=11)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, frameon=False)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
 
 
 def _curves(axes: Axes, found: Mapping[str, Any], p: Mapping[str, Any], name: str, label: str, factor: float) -> None:
