@@ -166,10 +166,11 @@ def _outcome(
     banks: dict[str, FilterBank | None] = {"random": None}
     if name in network.learned:
         banks |= {"learned": filters.normalize(held), "learned as given": held}
-    keys = jax.random.split(key, 2)
-    given = {"original": f, "activations": _random_activations(keys[1], f)} | {
-        method: _reconstructions(keys[0], f, bank, shape=held.shape, share=TABLE_2[name], pool=pool)
-        for method, bank in banks.items()
+    given = {"original": f, "activations": _random_activations(jax.random.fold_in(key, 0), f)} | {
+        method: _reconstructions(
+            jax.random.fold_in(key, 1 + place), f, bank, shape=held.shape, share=TABLE_2[name], pool=pool
+        )
+        for place, (method, bank) in enumerate(banks.items())
     }
     decode = nnx.jit(lambda model, maps, features: model.decode(maps, features, pictures.shape[1:3]))
     decoded = {
