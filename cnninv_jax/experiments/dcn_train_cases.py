@@ -142,7 +142,7 @@ class Trainer:
             "divided_by": scale,
             "test_loss": float(np.mean(test["loss"])),
             "train_loss": float(np.mean(own["loss"])),
-            "mean_loss": float(np.nanmean(trained.history["loss"])),
+            "mean_loss": geometric_mean(trained.history["loss"]),
             "curve": thinned(trained.history["loss"]),
             "status": trained.status,
             "message": trained.message,
@@ -206,6 +206,15 @@ class Trainer:
         return frozen_copy(trained.model.backbone, Backbone(case.network, **settings, rngs=nnx.Rngs(0)))
 
 
+def geometric_mean(losses: np.ndarray) -> float:
+    """Return the geometric mean of the losses of all steps: the area under the curve on a logarithmic scale.
+
+    On a linear one the first steps, whose losses follow from how the decoder begins, would be all that counts.
+    """
+    seen = losses[np.isfinite(losses) & (losses > 0)].astype(np.float64)
+    return float(np.exp(np.mean(np.log(seen)))) if len(seen) else float("nan")
+
+
 def _loaded(p: TrainParameters) -> Network | None:
     """Return the given network, which has to reach as deep as is asked."""
     if p.weights is None:
@@ -234,4 +243,4 @@ def _recipe(p: TrainParameters) -> Any:
     return Recipe(p.num_steps, p.batch_size, "adam", p.rate, milestones, weight_decay=p.weight_decay)
 
 
-__all__ = ["DEVIATION", "Case", "Trainer", "cases_of"]
+__all__ = ["DEVIATION", "Case", "Trainer", "cases_of", "geometric_mean"]

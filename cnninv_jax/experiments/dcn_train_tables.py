@@ -41,7 +41,8 @@ def steps_to(curve: list[float], num_steps: int, variance: float, share: float, 
 def summarised(content: Mapping[str, Any], p: Any) -> list[dict[str, Any]]:
     """Return random against learned, network by network and depth by depth, paired by seed.
 
-    ``mean_loss`` is the mean of the training loss over all steps, the area under its curve: lower means faster.
+    ``mean_loss`` is the geometric mean of the training loss over all steps, the area under its curve on a logarithmic
+    scale: lower means faster. ``earlier`` counts the seeds in which random came first to half of the variance.
     """
     found = []
     main = [case for case in content["cases"].values() if case["group"] == "main"]
@@ -68,6 +69,8 @@ def summarised(content: Mapping[str, Any], p: Any) -> list[dict[str, Any]]:
                     for share in SHARES
                 },
             }
+        to_half = [entry[kind]["steps_to"][f"{SHARES[0]:g}"] for kind in ("random", "learned")]
+        entry["earlier"] = sum(random < learned for random, learned in zip(*to_half, strict=True))
         found.append(entry)
     return found
 
@@ -114,13 +117,18 @@ def _speed(content: Mapping[str, Any], p: Any) -> Table:
             " | ".join(_steps(entry[kind]["steps_to"][f"{share:g}"]) for kind in ("random", "learned"))
             for share in SHARES
         ]
-        rows.append((_label(entry), *shares, _ratio(area), verdict))
+        earlier = f"{entry['earlier']} of {len(area['each'])}"
+        rows.append((_label(entry), *shares, earlier, _ratio(area), verdict))
     headings = tuple(f"steps to {share:.0%} of the variance: random | learned" for share in SHARES)
     return Table(
         "Random DCN, Figs. 2 and 10a: does a decoder learn faster above a random encoder?",
-        ("network", *headings, "loss over all steps, random / learned", "so"),
+        ("network", *headings, "random first to 50%", "mean loss of all steps, random / learned", "so"),
         tuple(rows),
-        ("Steps: median over seeds; 95% intervals of the geometric mean over seeds (paired).", *_notes(content, p)),
+        (
+            "Steps: median over seeds. The mean over steps is geometric; 95% intervals are of the geometric mean over "
+            "seeds (paired).",
+            *_notes(content, p),
+        ),
     )
 
 
@@ -165,7 +173,7 @@ def _laws(content: Mapping[str, Any], others: list[Mapping[str, Any]]) -> Table:
     ]
     return Table(
         f"Random DCN, Figs. 10b, 10c and 13: laws of random filters, {network} CD{depth}, one seed",
-        ("filters", "features divided by", "loss over all steps", "training", "test"),
+        ("filters", "features divided by", "mean loss of all steps", "training", "test"),
         tuple(rows),
         (
             "Without biases a ReLU network is positively homogeneous: another deviation multiplies its features by a "
