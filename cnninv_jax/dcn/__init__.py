@@ -7,6 +7,7 @@ from cnninv_jax.dcn.architecture import Convolution as Convolution
 from cnninv_jax.dcn.architecture import architecture as architecture
 from cnninv_jax.dcn.architecture import conv1_1 as conv1_1
 from cnninv_jax.dcn.network import Weights as Weights
+from cnninv_jax.dcn.network import decode as decode
 from cnninv_jax.dcn.network import features as features
 from cnninv_jax.dcn.network import random_weights as random_weights
 from cnninv_jax.dcn.network import reconstruct as reconstruct
@@ -19,6 +20,7 @@ __all__ = [
     "Weights",
     "architecture",
     "conv1_1",
+    "decode",
     "features",
     "random_weights",
     "reconstruct",

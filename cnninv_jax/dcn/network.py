@@ -20,7 +20,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from cnninv_jax import filters
-from cnninv_jax._numerics import as_float, convolve, float_dtype, matmul, wider
+from cnninv_jax._numerics import as_float, convolve, float_dtype, matmul, per_axis, wider
 from cnninv_jax._typing import Array, FilterBank, Float, PRNGKeyArray
 from cnninv_jax.dcn.architecture import ConvDeconv, Convolution, Upsampling
 
@@ -111,7 +111,43 @@ def reconstruct(weights: Sequence[ArrayLike], net: ConvDeconv, picture: ArrayLik
     """
     banks, x = _checked(weights, net, picture)
     height, width = x.shape[1:3]
-    maps = _encode(banks, net, x)
+    return _decode(banks, net, _encode(banks, net, x), (height, width))
+
+
+def decode(
+    weights: Sequence[ArrayLike], net: ConvDeconv, feature: ArrayLike, size: tuple[int, int]
+) -> Float[Array, " *channels H W"]:
+    """Send a feature through the decoder: ``reconstruct(w, net, x)`` is ``decode(w, net, features(w, net, x), size)``.
+
+    The feature need not be that of any picture, which is what style transfer makes use of (Sec. 4.4).
+
+    Args:
+        weights: as `reconstruct` takes them; only the decoder's are used.
+        net: the network.
+        feature: [K, h, w], as `features` returns it.
+        size: of the picture, (H, W); each side is halved, rounded up, at each pooling to give (h, w).
+
+    Returns:
+        As `reconstruct`, in the wider dtype of weights and feature.
+
+    Raises:
+        ValueError: weights that are not the network's, or a feature of other channels or another size.
+    """
+    banks = _checked_banks(weights, net)
+    maps = as_float(feature)
+    channels = net.encoder[-1][-1].outputs
+    height, width = per_axis(size, 2, "size")
+    wanted = (channels, *(-(-side // 2**net.num_pools) for side in (height, width)))
+    if maps.shape != wanted:
+        raise ValueError(
+            f"expected a feature of shape {wanted} for {net.name} and pictures of {height} x {width}, got "
+            f"{maps.shape}; take what features(weights, net, picture) returns"
+        )
+    dtype, banks = _one_dtype(banks, maps)
+    return _decode(banks, net, jnp.moveaxis(maps.astype(dtype), 0, -1)[None], (height, width))
+
+
+def _decode(banks: Weights, net: ConvDeconv, maps: Array, size: tuple[int, int]) -> Array:
     used = sum(len(block) for block in net.encoder)
     for place, block in enumerate(net.decoder):
         if place:
@@ -119,9 +155,8 @@ def reconstruct(weights: Sequence[ArrayLike], net: ConvDeconv, picture: ArrayLik
         for layer in block:
             maps = _convolve(maps, banks[used], layer, mirrored=True)
             used += 1
-    if net.last == "mean":
-        return jnp.mean(maps, axis=-1)[0, :height, :width]
-    return _channels_first(maps[:, :height, :width])
+    maps = maps[:, : size[0], : size[1]]
+    return jnp.mean(maps, axis=-1)[0] if net.last == "mean" else _channels_first(maps)
 
 
 def _encode(banks: Weights, net: ConvDeconv, maps: Array) -> Array:
@@ -189,20 +224,31 @@ def _channels_first(maps: Array) -> Array:
 
 def _checked(weights: Sequence[ArrayLike], net: ConvDeconv, picture: ArrayLike) -> tuple[Weights, Array]:
     """Return filters and the picture [1, H, W, M] in one dtype."""
-    banks = [as_float(bank) for bank in weights]
+    banks = _checked_banks(weights, net)
+    x = as_float(picture)
+    if x.ndim != 3 or x.shape[0] != net.channels or 0 in x.shape:
+        raise ValueError(
+            f"expected a picture [{net.channels}, H, W] for {net.name}, got shape {x.shape}; use jax.vmap for a batch"
+        )
+    dtype, banks = _one_dtype(banks, x)
+    return banks, jnp.moveaxis(x.astype(dtype), 0, -1)[None]
+
+
+def _checked_banks(weights: Sequence[ArrayLike], net: ConvDeconv) -> Weights:
+    banks = tuple(as_float(bank) for bank in weights)
     shapes = [layer.shape for layer in net.convolutions]
     if [bank.shape for bank in banks] != shapes:
         raise ValueError(
             f"expected filters of shapes {shapes} for {net.name}, got {[bank.shape for bank in banks]}; draw them with "
             "random_weights(key, net)"
         )
-    x = as_float(picture)
-    if x.ndim != 3 or x.shape[0] != net.channels or 0 in x.shape:
-        raise ValueError(
-            f"expected a picture [{net.channels}, H, W] for {net.name}, got shape {x.shape}; use jax.vmap for a batch"
-        )
-    dtype = functools.reduce(wider, (bank.dtype for bank in banks), x.dtype)
-    return tuple(bank.astype(dtype) for bank in banks), jnp.moveaxis(x.astype(dtype), 0, -1)[None]
+    return banks
 
 
-__all__ = ["Weights", "features", "random_weights", "reconstruct"]
+def _one_dtype(banks: Weights, maps: Array) -> tuple[jnp.dtype, Weights]:
+    """Return the widest dtype of filters and maps, and the filters in it."""
+    dtype = functools.reduce(wider, (bank.dtype for bank in banks), maps.dtype)
+    return dtype, tuple(bank.astype(dtype) for bank in banks)
+
+
+__all__ = ["Weights", "decode", "features", "random_weights", "reconstruct"]

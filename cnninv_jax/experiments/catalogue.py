@@ -23,6 +23,7 @@ def studies() -> dict[str, Study[Any]]:
     from cnninv_jax.experiments.dcn_kernel import DCN_KERNEL
     from cnninv_jax.experiments.dcn_laws import DCN_LAWS
     from cnninv_jax.experiments.dcn_rates import DCN_RATES
+    from cnninv_jax.experiments.dcn_style import DCN_STYLE
     from cnninv_jax.experiments.dcn_train import DCN_TRAIN
     from cnninv_jax.experiments.dcn_values import DCN_VALUES
     from cnninv_jax.experiments.dcn_width import DCN_WIDTH
@@ -40,7 +41,7 @@ def studies() -> dict[str, Study[Any]]:
     from cnninv_jax.experiments.table3 import TABLE3
 
     gilbert = (TABLE1, FIG3, TABLE2, TABLE3, TABLE4, TABLE6, TABLE7, CONSTANT, GILBERT_BOUNDS, PHASE)
-    random_dcn = (DCN_DEPTH, DCN_WIDTH, DCN_CHANNELS, DCN_KERNEL, DCN_RATES, DCN_VALUES, DCN_LAWS, DCN_TRAIN)
+    random_dcn = (DCN_DEPTH, DCN_WIDTH, DCN_CHANNELS, DCN_KERNEL, DCN_RATES, DCN_VALUES, DCN_LAWS, DCN_TRAIN, DCN_STYLE)
     murray = (DCSC_RECOVERY, DCSC_SCALING, DCSC_DEPTH, DCSC_RELU, DCSC_RARE, DCSC_PURSUITS, DCSC_DESIGN)
     shang = (CRELU_PAIRING, CRELU_RECONSTRUCTION, CRELU_RATIO, CRELU_INVARIANCE, CRELU_RADEMACHER, CRELU_TABLE1)
     return {study.name: study for study in (*gilbert, *random_dcn, *murray, *shang)}

@@ -36,14 +36,16 @@ def train_figure(report: Mapping[str, Any], dataset: Any) -> Figure:
     features = "features of unit power" if p["scale"] == "unit" else "features as they are"
     figure.suptitle(
         f"{report['source']}: decoders above random and learned encoders\n{source}, {held['train']:,} pictures, "
-        f"{p['num_steps']} steps of {p['batch_size']}, {features}, {p['num_seeds']} seed(s)",
+        f"{p['num_steps']} steps of {p['batch_size']}, {features}, seeds: {p['num_seeds']}",
         fontsize=12,
     )
     parts: Any = figure.subfigures(2, 1, height_ratios=(5.0, below))
-    left, middle, right = parts[0].subplots(1, 3)
-    _main(left, found, p)
-    _others(middle, found, p)
-    _bars(right, found)
+    others = [case for case in found["cases"].values() if case["group"] != "main"]
+    panels = parts[0].subplots(1, 3 if others else 2)
+    _main(panels[0], found, p)
+    if others:
+        _others(panels[1], found, p, others)
+    _bars(panels[-1], found)
     rows = []
     for at in range(count):
         original = dataset["original"].to_numpy()[at]
@@ -82,12 +84,7 @@ def _main(axes: Axes, found: Mapping[str, Any], p: Mapping[str, Any]) -> None:
     _curve_axes(axes, "random and learned encoders (thin: seeds)")
 
 
-def _others(axes: Axes, found: Mapping[str, Any], p: Mapping[str, Any]) -> None:
-    others = [case for case in found["cases"].values() if case["group"] != "main"]
-    if not others:
-        axes.set_axis_off()
-        axes.text(0.5, 0.5, "no other laws or deviations asked for", ha="center", transform=axes.transAxes, color="0.4")
-        return
+def _others(axes: Axes, found: Mapping[str, Any], p: Mapping[str, Any], others: list[Mapping[str, Any]]) -> None:
     first = others[0]
     base = [
         case for case in found["cases"].values()

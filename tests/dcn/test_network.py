@@ -85,6 +85,32 @@ def test_as_by_plain_loops(name):
     np.testing.assert_allclose(seen, feature, atol=tolerance * np.abs(feature).max(), rtol=0)
 
 
+@pytest.mark.parametrize("name", ["CD1, even", "CD4, mean"])
+def test_decoded_features_are_the_reconstruction(name):
+    net = NETS[name]
+    weights = random_weights(jax.random.key(2), net)
+    # The size of the test above, whose programs serve here too.
+    picture = jnp.asarray(np.random.default_rng(1).uniform(size=(3, 21, 18)), weights[0].dtype)
+    feature, whole = features(weights, net, picture), reconstruct(weights, net, picture)
+    found = jax.jit(dcn.decode, static_argnums=(1, 3))(weights, net, feature, (21, 18))
+    tolerance = (1e-13 if X64 else 1e-6) * float(jnp.abs(whole).max())
+    np.testing.assert_allclose(found, whole, rtol=0, atol=tolerance)
+
+
+def test_what_is_no_feature_is_not_decoded():
+    net = dcn.architecture(2, channels=3)
+    weights = [np.zeros(layer.shape, np.float32) for layer in net.convolutions]
+    feature = np.zeros((3, 4, 5), np.float32)
+    assert jax.eval_shape(lambda v: dcn.decode(weights, net, v, (7, 9)), feature).shape == (3, 7, 9)
+    for wrong, size in ((feature, (9, 9)), (feature[:2], (7, 9)), (feature[None], (7, 9))):
+        with pytest.raises(ValueError, match=r"a feature of shape \(3, .* for CD2 and pictures of .* x 9, got"):
+            dcn.decode(weights, net, wrong, size)
+    with pytest.raises(ValueError, match="expected filters of shapes"):
+        dcn.decode(weights[1:], net, feature, (7, 9))
+    with pytest.raises(ValueError, match="expected size to be"):
+        dcn.decode(weights, net, feature, (7,))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (31, 33)], ids=str)
 def test_any_size_comes_back(size):
     net = dcn.architecture(5, channels=2)
