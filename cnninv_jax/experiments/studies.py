@@ -180,10 +180,12 @@ def restored(kind: type[Parameters], held: Mapping[str, Any]) -> Parameters:
     fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # a dataclass by contract
     names = {field.name for field in fields}
     # A study that was begun before a parameter was new has its default.
-    if not {field.name for field in fields if "new" not in field.metadata} <= set(held) <= names:
+    needed = {field.name for field in fields if "new" not in field.metadata}
+    others = (needed - set(held)) | (set(held) - names)
+    if others:
         raise ValueError(
             "expected a study that this version of cnninv began, got one with other parameters "
-            f"({', '.join(sorted(names ^ set(held)))}); finish it with the version that began it, or choose another "
+            f"({', '.join(sorted(others))}); finish it with the version that began it, or choose another "
             "folder"
         )
     return kind(**{name: value(name) for name in held})
