@@ -191,6 +191,11 @@ class Steps:
             self.bar.advance(progress.done - self._done, note=note)
             self._done = progress.done
 
+    def end(self, total: int, note: str) -> None:
+        """Count the steps that were not reported: a training finished by an earlier session, or one that diverged."""
+        self.bar.advance(total - self._done, note=note)
+        self._done = total
+
 
 __all__ = [
     "POINTS",

@@ -90,7 +90,8 @@ def _compute(parameters: CReLUTable1Parameters, options: StudyOptions, folder: P
                     name=title, report=steps.begin(title),
                 )  # fmt: skip
                 found[name].append(outcome)
-                bar.advance(0, note=f"{title}: error {100 * (1 - outcome.accuracy):.1f}% of the test set")
+                error = f"{title}: error {100 * (1 - outcome.accuracy):.1f}% of the test set"
+                steps.end(recipes[name].num_steps, error)
     content: dict[str, Any] = {
         "data": {"name": cifar.name, "source": cifar.source, "train": count, "test": len(cifar.test.labels),
                  "classes": classes, "notes": list(cifar.notes)},

@@ -89,7 +89,7 @@ def _compute(parameters: TrainParameters, options: StudyOptions, folder: Path) -
         steps = Steps(bar)
         for case in cases:
             found[case.name], pictured = trainer.run(case, steps)
-            bar.advance(0, note=f"{case.name}: test loss {found[case.name]['test_loss']:.4g}")
+            steps.end(p.num_steps, f"{case.name}: test loss {found[case.name]['test_loss']:.4g}")
             if case.seed == 0:
                 shown[case.name] = pictured
     variance = float(np.var(np.asarray(cifar.train.images[:2000], np.float64) / 255, axis=(0, 2, 3)).mean())

@@ -202,6 +202,7 @@ class Trainer:
             progress=steps.begin(f"classifier {name}"),
         )  # fmt: skip
         test = evaluate(trained.model, classification_metrics, arrays_of(self._cifar.test), prepare=unit_range)
+        steps.end(p.encoder_steps, f"classifier {name}: {100 * np.mean(test['correct']):.0f}% of the test set")
         self.encoders[name] = {"accuracy": float(np.mean(test["correct"])), "message": trained.message}
         return frozen_copy(trained.model.backbone, Backbone(case.network, **settings, rngs=nnx.Rngs(0)))
 

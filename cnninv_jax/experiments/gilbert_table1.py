@@ -102,7 +102,7 @@ def _compute(parameters: Table1Parameters, options: StudyOptions, folder: Path) 
             outcome, sizes = fit(p, cifar, recipe, prepare, depth, kind == "learned", key, place, steps.begin(name))
             networks[f"{kind}-{depth}"] = sizes
             found[kind, depth].append(outcome)
-            bar.advance(0, note=f"{name}: {100 * outcome.accuracy:.1f}% of the test set")
+            steps.end(recipe.num_steps, f"{name}: {100 * outcome.accuracy:.1f}% of the test set")
     content = {
         "data": {"name": cifar.name, "source": cifar.source, "train": count, "test": len(cifar.test.labels),
                  "classes": len(cifar.classes), "notes": list(cifar.notes)},
