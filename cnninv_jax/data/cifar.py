@@ -6,28 +6,22 @@ the archive they are distributed in.
 
 from __future__ import annotations
 
-import gzip
 import os
-import tarfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from cnninv_jax.data._cifar_python import python_labels, python_records
+from cnninv_jax.data._cifar_files import Format, Reader, find_files
+from cnninv_jax.data._cifar_python import python_names, python_records
 from cnninv_jax.data.embedded_classes import CLASSES, embedded_patches
-from cnninv_jax.data.errors import CifarError, brief, did_you_mean
+from cnninv_jax.data.errors import CifarError, PictureError, brief, did_you_mean
 from cnninv_jax.data.fetch import PUBLIC_DATA_SETS, fetch_data_set
 
 #: Numbers of one image: red, green and blue planes of 32 x 32.
 PIXELS = 3 * 32 * 32
-#: An official file holds so many images.
-_IN_A_BATCH, _IN_TRAIN = 10_000, 50_000
-#: No official file is larger; archives with more are refused unread.
-_MOST_BYTES, _MOST_MEMBERS = 200 << 20, 64
 _TEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -46,9 +40,11 @@ class LabelledImages:
     coarse_labels: Int[np.ndarray, " N"] | None = None
 
     def first(self, count: int | None) -> LabelledImages:
-        """Return the first images."""
-        coarse = None if self.coarse_labels is None else self.coarse_labels[:count]
-        return LabelledImages(self.images[:count], self.labels[:count], coarse)
+        """Return the first images, in memory of their own; all of them, as they are, for None or a larger number."""
+        if count is None or count >= len(self.labels):
+            return self
+        coarse = None if self.coarse_labels is None else _fixed(self.coarse_labels[:count].copy())
+        return LabelledImages(_fixed(self.images[:count].copy()), _fixed(self.labels[:count].copy()), coarse)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,50 +70,6 @@ class ImageClasses:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Format:
-    """One of the four ways in which the data sets are distributed."""
-
-    name: str
-    python: bool
-    train: tuple[str, ...]
-    test: str
-    names: tuple[str, ...]
-    classes: int
-    coarse: int
-
-    @property
-    def folder(self) -> str:
-        """What the official folder is called."""
-        ten = self.name == "cifar10"
-        if self.python:
-            return "cifar-10-batches-py" if ten else "cifar-100-python"
-        return "cifar-10-batches-bin" if ten else "cifar-100-binary"
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Files with images."""
-        return (*self.train, self.test)
-
-    @property
-    def labels(self) -> int:
-        """Labels of one image: superclass and class in CIFAR-100."""
-        return 2 if self.coarse else 1
-
-    def usual(self, file: str) -> int:
-        """Return how many images the official file has."""
-        return _IN_TRAIN if self.name == "cifar100" and file == self.train[0] else _IN_A_BATCH
-
-
-_FORMATS = (
-    _Format("cifar10", False, tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin",
-            ("batches.meta.txt",), 10, 0),
-    _Format("cifar100", False, ("train.bin",), "test.bin", ("fine_label_names.txt", "coarse_label_names.txt"), 100, 20),
-    _Format("cifar10", True, tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch", ("batches.meta",), 10, 0),
-    _Format("cifar100", True, ("train",), "test", ("meta",), 100, 20),
-)  # fmt: skip
-
-
 def load_cifar(
     source: str | os.PathLike[str] = "embedded", *, limit_train: int | None = None, limit_test: int | None = None
 ) -> ImageClasses:
@@ -129,7 +81,7 @@ def load_cifar(
             the binary version once, compared with its checksum; or ``"embedded"``: ten classes of patches of
             photographs inside scikit-image (`embedded_classes`), which are no CIFAR.
         limit_train: no more than so many training images, the first of the official order (which is random, and
-            class by class in turn in the stand-in).
+            class by class in turn in the stand-in). Files past them are not opened, and so not checked.
         limit_test: the same of the test set.
 
     Raises:
@@ -138,70 +90,75 @@ def load_cifar(
     Cost: 3 kB an image; CIFAR-10 takes 0.2 s and 184 MB.
     """
     for name, value in (("limit_train", limit_train), ("limit_test", limit_test)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise CifarError(f"expected {name} to be a positive whole number, got {value!r}")
-    text = os.fspath(source)
-    found = _embedded() if text == "embedded" else _read(text)
-    return replace(found, train=found.train.first(limit_train), test=found.test.first(limit_test), source=text)
+    text = os.fsdecode(source)
+    if text != "embedded":
+        return _read(text, limit_train, limit_test)
+    found = _embedded()
+    return replace(found, train=found.train.first(limit_train), test=found.test.first(limit_test))
 
 
 def _embedded() -> ImageClasses:
-    train, test = (LabelledImages(*part) for part in embedded_patches())
+    try:
+        train, test = (LabelledImages(*part) for part in embedded_patches())
+    except PictureError as error:
+        raise CifarError(str(error)) from error
     return ImageClasses(train, test, CLASSES, (), "embedded", "embedded")
 
 
-def _read(source: str) -> ImageClasses:
+def _read(source: str, limit_train: int | None, limit_test: int | None) -> ImageClasses:
     if source.startswith("fetch:"):
         path = fetch_data_set(source.removeprefix("fetch:"))
     else:
-        path = Path(source).expanduser()
-        if not path.exists():
-            near = did_you_mean(source, ("embedded", *(f"fetch:{name}" for name in PUBLIC_DATA_SETS)))
+        try:
+            path = Path(source).expanduser()
+            there = path.exists()
+        except (OSError, RuntimeError, ValueError) as error:  # no permission, "~nobody", a zero in the name
+            raise CifarError(f"{source!r} cannot be looked up ({brief(error)}): check the path") from error
+        if not there:
+            names = ("embedded", *(f"fetch:{name}" for name in PUBLIC_DATA_SETS))
+            near = f"fetch:{source.lower()}" if source.lower() in PUBLIC_DATA_SETS else source
             raise CifarError(
-                f"there is no {source!r}{near}: give a folder or archive of CIFAR-10 or CIFAR-100, fetch:cifar10, "
-                "fetch:cifar100 or embedded"
+                f"there is no {source!r}{did_you_mean(near, names)}: give a folder or archive of CIFAR-10 or "
+                "CIFAR-100, fetch:cifar10, fetch:cifar100 or embedded"
             )
-    try:
-        files = _archive(path) if path.is_file() else _folder(path)
-    except OSError as error:
-        raise CifarError(f"{source!r} cannot be read ({brief(error)}): check the path and its permissions") from error
-    form = max(_FORMATS, key=lambda form: sum(name in files for name in form.files))
-    missing = [name for name in form.files if name not in files]
-    if len(missing) == len(form.files):
-        raise CifarError(
-            f"{source!r} holds no CIFAR: expected {_FORMATS[0].train[0]} and the like of "
-            f"{', '.join(form.folder for form in _FORMATS)}; name such a folder, or the archive"
-        )
-    if missing:
-        raise CifarError(
-            f"{source!r} is no whole {form.folder}: {', '.join(missing)} missing; unpack the archive again"
-        )
-    return _assembled(form, files, source)
-
-
-def _assembled(form: _Format, files: Mapping[str, Callable[[], bytes]], source: str) -> ImageClasses:
+    form, files = find_files(path, source)
     notes: list[str] = []
-    parts = {name: _part(form, name, files[name], notes) for name in form.files}
-    train = parts[form.train[0]]
-    if len(form.train) > 1:
-        chosen = [parts[name] for name in form.train]
-        train = LabelledImages(
-            _fixed(np.concatenate([part.images for part in chosen])),
-            _fixed(np.concatenate([part.labels for part in chosen])),
-        )
     classes, coarse = _class_names(form, files, notes)
-    return ImageClasses(train, parts[form.test], classes, coarse, form.name, source, tuple(notes))
+    train = _joined(form, _parts(form, form.train, files, limit_train, notes))
+    test = _joined(form, _parts(form, (form.test,), files, limit_test, notes))
+    return ImageClasses(train, test, classes, coarse, form.name, source, tuple(notes))
 
 
-def _part(form: _Format, name: str, read: Callable[[], bytes], notes: list[str]) -> LabelledImages:
-    try:
-        content = read()
-    except OSError as error:
-        raise CifarError(f"{name} cannot be read ({brief(error)}): check the file") from error
+#: Pixels [n, 3072] and labels [n, 1 or 2] of one file, superclass first as in the binary version.
+Records = tuple[np.ndarray, np.ndarray]
+
+
+def _parts(
+    form: Format, names: tuple[str, ...], files: Mapping[str, Reader], limit: int | None, notes: list[str]
+) -> list[Records]:
+    """Read files until there are as many images as asked for."""
+    parts: list[Records] = []
+    left = limit
+    for name in names:
+        images, labels = _records(form, name, files[name], notes)
+        parts.append((images[:left], labels[:left]))
+        if left is not None:
+            left -= len(parts[-1][0])
+            if left == 0:
+                break
+    return parts
+
+
+def _records(form: Format, name: str, read: Reader, notes: list[str]) -> Records:
+    """Return what a file holds, checked, as views of its content."""
+    content = read()
+    widths = (form.coarse, form.classes) if form.coarse else (form.classes,)
     if form.python:
         images, labels = python_records(content, name, form.coarse > 0)
     else:
-        size = form.labels + PIXELS
+        size = len(widths) + PIXELS
         count, rest = divmod(len(content), size)
         if rest or not count:
             raise CifarError(
@@ -209,80 +166,58 @@ def _part(form: _Format, name: str, read: Callable[[], bytes], notes: list[str])
                 f"of an image), got {len(content):,}: the file is cut short or of another data set; get it again"
             )
         records = np.frombuffer(content, np.uint8).reshape(count, size)
-        images, labels = records[:, form.labels :], records[:, : form.labels].astype(np.int32)
-    if len(images) != form.usual(name):
-        notes.append(f"{name} has {len(images):,} images; the official file has {form.usual(name):,}")
-    # Superclass first, as in the binary version.
-    for column, most in enumerate((form.coarse, form.classes)[-form.labels :]):
+        images, labels = records[:, len(widths) :], records[:, : len(widths)]
+    for column, most in enumerate(widths):
         wrong = np.flatnonzero((labels[:, column] < 0) | (labels[:, column] >= most))
         if len(wrong):
             raise CifarError(
                 f"expected labels from 0 to {most - 1} in {name}, got {labels[wrong[0], column]} for image {wrong[0]}: "
                 "the file is damaged or of another data set; get it again"
             )
-    pixels = _fixed(np.ascontiguousarray(images).reshape(-1, 3, 32, 32))
+    if len(images) != form.usual(name):
+        notes.append(f"{name} has {len(images):,} images; the official file has {form.usual(name):,}")
+    return images, labels
+
+
+def _joined(form: Format, parts: list[Records]) -> LabelledImages:
+    """Copy the parts behind one another; the list is emptied, so that each is let go once it is copied."""
+    pixels = np.empty((sum(len(images) for images, _ in parts), PIXELS), np.uint8)
+    labels = np.concatenate([found for _, found in parts]).astype(np.int32)
+    end = len(pixels)
+    while parts:
+        images, _ = parts.pop()
+        pixels[end - len(images) : end] = images
+        end -= len(images)
     coarse = _fixed(labels[:, 0].copy()) if form.coarse else None
-    return LabelledImages(pixels, _fixed(labels[:, -1].copy()), coarse)
+    return LabelledImages(_fixed(pixels.reshape(-1, 3, 32, 32)), _fixed(labels[:, -1].copy()), coarse)
 
 
-def _class_names(
-    form: _Format, files: Mapping[str, Callable[[], bytes]], notes: list[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names in the files beside the images; numbers where there are none."""
+def _class_names(form: Format, files: Mapping[str, Reader], notes: list[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the names of classes and of superclasses; where their files are missing, a note and other names."""
+    if missing := [name for name in form.names if name not in files]:
+        others = "classes have their usual names" if form.name == "cifar10" else "classes are numbered"
+        notes.append(f"{', '.join(missing)} missing: {others}")
+        if form.name == "cifar10":
+            return _TEN, ()
+        return tuple(map(str, range(form.classes))), tuple(map(str, range(form.coarse)))
     found: dict[str, tuple[str, ...]] = {}
     for name in form.names:
-        if name not in files:
-            notes.append(
-                f"{name} is missing: classes have no names but {'the usual ones' if form.classes == 10 else 'numbers'}"
-            )
-            continue
         content = files[name]()
         if form.python:
-            found |= python_labels(content, name)
+            found |= python_names(content, name)
         else:
-            lines = content.decode("utf-8", "replace").split()
-            found["coarse_label_names" if name.startswith("coarse") else "label_names"] = tuple(lines)
-    fine = found.get("fine_label_names") or found.get("label_names") or ()
-    coarse = found.get("coarse_label_names", ())
-    usual = _TEN if form.classes == 10 else tuple(map(str, range(100)))
-    fine = fine if len(fine) == form.classes else usual
-    return fine, coarse if len(coarse) == form.coarse else tuple(map(str, range(form.coarse)))
-
-
-def _folder(path: Path) -> dict[str, Callable[[], bytes]]:
-    """Return readers of the files of the folder, or of an official one inside it."""
-    inside = [path / form.folder for form in _FORMATS if (path / form.folder).is_dir()]
-    known = {name for form in _FORMATS for name in (*form.files, *form.names)}
-    for place in (path, *inside):
-        files = {file.name: file.read_bytes for file in place.iterdir() if file.name in known and file.is_file()}
-        if files:
-            return files
-    return {}
-
-
-def _archive(path: Path) -> dict[str, Callable[[], bytes]]:
-    """Return the files of an archive, in memory."""
-    known = {name for form in _FORMATS for name in (*form.files, *form.names)}
-    found: dict[str, bytes] = {}
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for count, member in enumerate(archive):
-                if count >= _MOST_MEMBERS or member.size > _MOST_BYTES:
-                    raise CifarError(
-                        f"{path.name!r} holds more than CIFAR's archives do ({member.name!r}); name one of those"
-                    )
-                name = member.name.rsplit("/", 1)[-1]
-                stream = archive.extractfile(member) if member.isreg() and name in known else None
-                if stream is not None:
-                    found[name] = stream.read()
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
-        if isinstance(error, CifarError):
-            raise
-        raise CifarError(
-            f"expected {path.name!r} to be an archive such as cifar-10-binary.tar.gz, and it cannot be read "
-            f"({brief(error)}): download it again, or name the folder it was unpacked to"
-        ) from error
-    return {name: (lambda content=content: content) for name, content in found.items()}
+            key = name.removesuffix(".txt") if form.coarse else "label_names"
+            found[key] = tuple(filter(None, map(str.strip, content.decode("utf-8", "replace").splitlines())))
+    wanted = {"fine_label_names": form.classes, "coarse_label_names": form.coarse}
+    wanted = wanted if form.coarse else {"label_names": form.classes}
+    for key, count in wanted.items():
+        names = found.get(key, ())
+        if len(names) != count or len(set(names)) != count or not all(map(str.isprintable, names)):
+            raise CifarError(
+                f"expected {' and '.join(form.names)} to hold {count} different printable names ({key}), got "
+                f"{len(set(names))} in {len(names)} entries: the file is damaged or of another data set; get it again"
+            )
+    return (*(found[key] for key in wanted), *(() if form.coarse else ((),)))
 
 
 def _fixed(array: np.ndarray) -> np.ndarray:

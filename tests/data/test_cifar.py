@@ -1,151 +1,45 @@
 """CIFAR-10 and CIFAR-100 in their official formats, made here; damaged files, and pickles that would run."""
 
+import gzip
 import hashlib
 import importlib
 import io
 import os
 import pickle
-import struct
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cifar_files import (
+    COARSE,
+    FINE,
+    KINDS,
+    NAMES,
+    PER_FILE,
+    Python2,
+    archived,
+    binary10,
+    binary100,
+    images,
+    labels,
+    python10,
+    python100,
+    written,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cnninv_jax import data
-from cnninv_jax.data._cifar_python import python_records
+from cnninv_jax.data import _cifar_files
+from cnninv_jax.data.embedded_classes import _SIDES, _stripes
 from cnninv_jax.data.errors import CifarError
 
 #: The module, whose name in the package is that of its function.
 fetch_module = importlib.import_module("cnninv_jax.data.fetch")
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
-NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-PER_FILE = 4
-
-
-def images(count, seed):
-    return np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
-
-
-def labels(count, most, seed):
-    return np.random.default_rng(seed + 100).integers(0, most, count).astype(np.uint8)
-
-
-def binary10():
-    files = {}
-    for seed, name in enumerate([*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]):
-        files[name] = np.concatenate([labels(PER_FILE, 10, seed)[:, None], images(PER_FILE, seed)], axis=1).tobytes()
-    return {**files, "batches.meta.txt": ("\n".join(NAMES) + "\n\n").encode()}
-
-
-def binary100():
-    files = {}
-    for seed, name in enumerate(["train.bin", "test.bin"]):
-        both = np.stack([labels(PER_FILE, 20, seed), labels(PER_FILE, 100, seed)], axis=1)
-        files[name] = np.concatenate([both, images(PER_FILE, seed)], axis=1).tobytes()
-    fine, coarse = (("\n".join(f"{word}{i}" for i in range(n))).encode() for word, n in (("fine", 100), ("coarse", 20)))
-    return {**files, "fine_label_names.txt": fine, "coarse_label_names.txt": coarse}
-
-
-class Python2:
-    """Writes pickles of protocol 2 as Python 2 did: text without an encoding, NumPy's constructor by its old name."""
-
-    def __init__(self):
-        self.out = b"\x80\x02"
-
-    def text(self, text):
-        text = text if isinstance(text, bytes) else text.encode()
-        short = len(text) < 256
-        self.out += (b"U" + bytes([len(text)]) if short else b"T" + struct.pack("<i", len(text))) + text
-
-    def number(self, number):
-        self.out += b"J" + struct.pack("<i", number)
-
-    def array(self, array):
-        self.out += b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
-        self.number(0)
-        self.out += b"\x85"
-        self.text("b")
-        self.out += b"\x87R("
-        self.number(1)
-        for side in array.shape:
-            self.number(side)
-        self.out += b"\x86cnumpy\ndtype\n"
-        self.text("u1")
-        self.number(0)
-        self.number(1)
-        self.out += b"\x87R("
-        self.number(3)
-        self.text("|")
-        self.out += b"NNN"
-        for _ in range(2):
-            self.number(-1)
-        self.number(0)
-        self.out += b"tb\x89"
-        self.text(array.tobytes())
-        self.out += b"tb"
-
-    def mapping(self, entries):
-        self.out += b"}("
-        for key, value in entries.items():
-            self.text(key)
-            if isinstance(value, np.ndarray):
-                self.array(value)
-            elif isinstance(value, list):
-                self.out += b"]("
-                for entry in value:
-                    self.number(entry) if isinstance(entry, int) else self.text(entry)
-                self.out += b"e"
-            else:
-                self.text(value)
-        self.out += b"u."
-        return self.out
-
-
-def python10():
-    files = {}
-    for seed, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
-        files[name] = Python2().mapping({
-            "batch_label": "batch", "labels": labels(PER_FILE, 10, seed).tolist(), "data": images(PER_FILE, seed),
-            "filenames": [f"{i}.png" for i in range(PER_FILE)],
-        })  # fmt: skip
-    return {**files, "batches.meta": Python2().mapping({"label_names": list(NAMES)})}
-
-
-def python100():
-    files = {}
-    for seed, name in enumerate(["train", "test"]):
-        files[name] = Python2().mapping({
-            "fine_labels": labels(PER_FILE, 100, seed).tolist(), "coarse_labels": labels(PER_FILE, 20, seed).tolist(),
-            "data": images(PER_FILE, seed),
-        })  # fmt: skip
-    names = {f"{word}_label_names": [f"{word}{i}" for i in range(n)] for word, n in (("fine", 100), ("coarse", 20))}
-    return {**files, "meta": Python2().mapping(names)}
-
-
-KINDS = {
-    "cifar-10-batches-bin": binary10, "cifar-100-binary": binary100,
-    "cifar-10-batches-py": python10, "cifar-100-python": python100,
-}  # fmt: skip
-
-
-def written(folder, files):
-    folder.mkdir(parents=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    return folder
-
-
-def archived(path, folder, files):
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(f"{folder}/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
 
 
 @pytest.mark.parametrize("folder", KINDS)
@@ -171,21 +65,15 @@ def test_round_trip(tmp_path, folder, where):
     assert len(found.notes) == parts + 1  # no file has as many images as the official one
     if hundred:
         np.testing.assert_array_equal(found.train.coarse_labels, labels(PER_FILE, 20, 0))
-        assert found.classes[3] == "fine3"
-        assert found.coarse_classes[19] == "coarse19"
+        assert found.classes == FINE
+        assert found.coarse_classes == COARSE
     else:
         assert found.classes == NAMES
-    cut = data.load_cifar(source, limit_train=3, limit_test=2)
-    assert (len(cut.train.labels), len(cut.test.images)) == (3, 2)
-
-
-def test_protocol_of_python_3(tmp_path):
-    """What Python 3 writes for the same arrays, at the protocols of its time."""
-    for protocol in range(2, 5):
-        content = pickle.dumps({"labels": [1, 2], "data": images(2, 0)}, protocol=protocol)
-        pixels, found = python_records(content, "x", False)
-        np.testing.assert_array_equal(pixels, images(2, 0))
-        np.testing.assert_array_equal(found[:, 0], [1, 2])
+    cut = data.load_cifar(source, limit_train=min(6, PER_FILE * parts), limit_test=2)
+    np.testing.assert_array_equal(cut.train.images, wanted[:6])
+    np.testing.assert_array_equal(cut.train.labels, found.train.labels[:6])
+    np.testing.assert_array_equal(cut.test.labels, found.test.labels[:2])
+    assert not cut.train.images.flags.writeable
 
 
 @pytest.mark.parametrize(
@@ -194,6 +82,9 @@ def test_protocol_of_python_3(tmp_path):
         ("data_batch_2.bin", lambda c: c[:-1], r"data_batch_2.bin to have a multiple of 3,073 bytes .* got 12,291"),
         ("data_batch_2.bin", lambda c: b"", "got 0: the file is cut short"),
         ("test_batch.bin", lambda c: b"\x0a" + c[1:], r"labels from 0 to 9 in test_batch.bin, got 10 for image 0"),
+        ("batches.meta.txt", lambda c: c[:-7], r"10 different printable names .* got 9 in 9 entries"),
+        ("batches.meta.txt", lambda c: c + c, r"10 different printable names .* got 10 in 20 entries"),
+        ("batches.meta.txt", lambda c: b"\xff\x00" + c[2:], r"10 different printable names"),
         ("data_batch_5.bin", None, r"no whole cifar-10-batches-bin: data_batch_5.bin missing"),
     ],
 )
@@ -206,38 +97,18 @@ def test_damaged_binary_files(tmp_path, name, change, message):
     assert "\n" not in str(caught.value)
 
 
-class Evil:
-    def __init__(self, *call):
-        self.call = call
-
-    def __reduce__(self):
-        return self.call[0], self.call[1:]
-
-
-def evil_pickles(marker):
-    touch = f"touch {marker}"
-    yield pickle.dumps({"labels": [0], "data": Evil(os.system, touch)}, protocol=2)
-    yield pickle.dumps({"labels": [0], "data": Evil(eval, f"open({str(marker)!r}, 'w')")}, protocol=4)
-    yield pickle.dumps(Evil(exec, f"open({str(marker)!r}, 'w')"))
-    yield b"cos\nsystem\n(S'" + touch.encode() + b"'\ntR."
-    yield b"\x80\x04\x8c\x08builtins\x8c\x07getattr\x93."
-    yield b"cnumpy.core.multiarray\n_reconstruct.__globals__\n."
-    yield b"\x80\x02cnumpy\nndarray\n)\x81}X\x01\x00\x00\x00aK\x01sb."  # NEWOBJ and BUILD
-    yield b"(iposix\nsystem\n."
-    yield pickle.dumps({"labels": [0], "data": np.array([[os.system]], dtype=object)}, protocol=2)
-    yield b"\x80\x02r\xff\xff\xff\x7f."  # a place in the memo that would need gigabytes
-    yield b"\x80\x02}" + b"(" * 100_000 + b"."
-    yield b"\x80\x02X\xff\xff\xff\x7f."
-
-
-def test_no_pickle_runs(tmp_path):
+def test_a_batch_that_would_run_something(tmp_path):
     marker = tmp_path / "ran"
-    files = python10()
-    for number, content in enumerate(evil_pickles(marker)):
-        source = written(tmp_path / str(number), {**files, "data_batch_1": content})
-        with pytest.raises(CifarError, match="expected data_batch_1 to"):
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {marker}",)
+
+    for name in ("data_batch_3", "batches.meta"):
+        source = written(tmp_path / f"with {name}", {**python10(), name: pickle.dumps({"labels": Evil()})})
+        with pytest.raises(CifarError, match=rf"expected {name} to be .*it names (posix|nt).system, which is not run"):
             data.load_cifar(source)
-        assert not marker.exists()
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize(
@@ -315,17 +186,91 @@ def test_archives_of_something_else(tmp_path):
         data.load_cifar(tmp_path / "link.tar")
 
 
+def test_archives_that_are_no_archives(tmp_path):
+    """A little that stands for a lot, a wrong checksum, a compression that is not the official one."""
+    bomb = io.BytesIO()
+    with gzip.GzipFile(fileobj=bomb, mode="wb", compresslevel=1) as stream:
+        head = tarfile.TarInfo("pax")
+        head.type, head.size = tarfile.XHDTYPE, 2**32
+        stream.write(head.tobuf(tarfile.GNU_FORMAT))
+        for _ in range(8):
+            stream.write(bytes(2**20))
+    (tmp_path / "bomb.tar.gz").write_bytes(bomb.getvalue())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cifar_files, "_MOST_IN_ARCHIVE", 2**22)
+        with pytest.raises(CifarError, match=r"'bomb.tar.gz' holds more than CIFAR's archives do"):
+            data.load_cifar(tmp_path / "bomb.tar.gz")
+    path = archived(tmp_path / "sum.tar.gz", "x", binary10())
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1  # of the CRC
+    path.write_bytes(content)
+    with pytest.raises(CifarError, match=r"'sum.tar.gz' to be an archive .*CRC check failed"):
+        data.load_cifar(path)
+    with tarfile.open(tmp_path / "x.tar.xz", "w:xz") as archive:
+        archive.addfile(tarfile.TarInfo("train.bin"))
+    with pytest.raises(CifarError, match=r"'x.tar.xz' to be an archive"):
+        data.load_cifar(tmp_path / "x.tar.xz")
+    assert data.load_cifar(archived(tmp_path / "plain.tar", "./x", binary100())).name == "cifar100"
+
+
+def test_a_file_that_is_too_large(tmp_path, monkeypatch):
+    source = written(tmp_path / "x", binary10())
+    monkeypatch.setattr(_cifar_files, "_MOST_BYTES", 12_291)
+    with pytest.raises(CifarError, match=r"data_batch_1.bin' is larger than any file of CIFAR"):
+        data.load_cifar(source)
+
+
+def test_two_data_sets_in_one_place(tmp_path):
+    for folder in ("cifar-10-batches-bin", "cifar-100-binary"):
+        written(tmp_path / folder, KINDS[folder]())
+    with pytest.raises(CifarError, match=r"expected one data set .* cifar-10-batches-bin and cifar-100-binary: name"):
+        data.load_cifar(tmp_path)
+    assert data.load_cifar(tmp_path / "cifar-100-binary").name == "cifar100"
+    with pytest.raises(CifarError, match="expected one data set"):
+        data.load_cifar(written(tmp_path / "flat", {**binary10(), **python100()}))
+    # Half of one beside a whole one is no choice.
+    (tmp_path / "cifar-10-batches-bin" / "test_batch.bin").unlink()
+    assert data.load_cifar(tmp_path).name == "cifar100"
+
+
+@pytest.mark.parametrize("folder", KINDS)
+def test_without_names(tmp_path, folder):
+    files = {name: content for name, content in KINDS[folder]().items() if "meta" not in name and "names" not in name}
+    found = data.load_cifar(written(tmp_path / folder, files))
+    assert "missing: classes " in found.notes[0]
+    if "100" in folder:
+        assert found.classes == tuple(map(str, range(100)))
+        assert found.coarse_classes == tuple(map(str, range(20)))
+    else:
+        assert (found.classes, found.coarse_classes) == (NAMES, ())
+
+
+def test_files_past_the_limit_are_not_opened(tmp_path):
+    source = written(tmp_path / "x", {**binary10(), "data_batch_3.bin": b"no records"})
+    found = data.load_cifar(source, limit_train=2 * PER_FILE - 1)
+    assert len(found.train.labels) == 2 * PER_FILE - 1
+    assert found.train.images.base.base is None  # nothing of the files is kept
+    with pytest.raises(CifarError, match=r"data_batch_3.bin to have a multiple"):
+        data.load_cifar(source, limit_train=2 * PER_FILE + 1)
+
+
 def test_sources_that_are_none(tmp_path):
     with pytest.raises(CifarError, match=r"there is no 'embeded' \(did you mean 'embedded'\?\)"):
         data.load_cifar("embeded")
     with pytest.raises(CifarError, match=r"one of cifar10, cifar100 to fetch, got 'cifar11'"):
         data.load_cifar("fetch:cifar11")
+    with pytest.raises(CifarError, match=r"there is no 'CIFAR10' \(did you mean 'fetch:cifar10'\?\)"):
+        data.load_cifar("CIFAR10")
+    for source in ("~no-such-user-here/x", "a\0b", "x" * 300):
+        with pytest.raises(CifarError, match=r"cannot be looked up|there is no|cannot be read"):
+            data.load_cifar(source)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CifarError, match="holds no CIFAR"):
         data.load_cifar(tmp_path / "empty")
     for name in ("limit_train", "limit_test"):
-        with pytest.raises(CifarError, match=f"expected {name} to be a positive whole number, got 0"):
-            data.load_cifar(**{name: 0})
+        for value in (0, -1, True, 2.0):
+            with pytest.raises(CifarError, match=rf"expected {name} to be a positive whole number, got {value}"):
+                data.load_cifar(**{name: value})
 
 
 def test_fetching(tmp_path, monkeypatch):
@@ -353,13 +298,30 @@ def test_the_stand_in():
     assert sum(image.tobytes() in seen for image in found.test.images) <= 5  # flat patches may be alike
 
 
+def test_how_hard_the_stand_in_is():
+    """Nearest neighbours of the coarse colours: far above 10%, far below what is left to learn."""
+    found = data.load_cifar(limit_train=2000, limit_test=500)
+    train, test = (
+        part.images.reshape(-1, 3, 4, 8, 4, 8).mean((3, 5)).reshape(len(part.images), -1)
+        for part in (found.train, found.test)
+    )
+    distances = np.sum(train**2, axis=1)[None, :] - 2 * test @ train.T
+    right = np.mean(found.train.labels[np.argmin(distances, axis=1)] == found.test.labels)
+    assert 0.35 < right < 0.7
+
+
+@pytest.mark.parametrize("width", [451, 512, 600, 640, 741])
+def test_stripes_of_training_and_test_share_no_pixel(width):
+    columns = [np.concatenate([np.arange(*pair) for pair in _stripes(width, test)]) for test in (False, True)]
+    assert len(np.unique(np.concatenate(columns))) == len(columns[0]) + len(columns[1])
+    assert min(end - begin for begin, end in _stripes(width, True)) >= max(_SIDES)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (SHARED / "cifar10_packed.npz").exists(), reason="needs ../shared/data, which is not distributed"
 )
 def test_the_real_one(tmp_path):
-    import subprocess
-
     subprocess.run([sys.executable, str(SHARED / "unpack_cifar10.py"), str(tmp_path)], check=True)
     found = data.load_cifar(tmp_path)
     assert found.notes == ()
