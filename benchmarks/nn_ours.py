@@ -137,7 +137,8 @@ class Server:
             given |= weights_of(self.models[name], name)
         np.savez(problem, **given)
         features = np.asarray(jax.jit(self._extract)(nnx.state(self.models["cnn"]), self.images))
-        step, _ = self._learn(self.models["cnn"], "ours")
+        self.calls["learned step", "ours"] = self._learn(self.models["cnn"], "ours")
+        step, _ = self.calls["learned step", "ours"]
         np.savez(outputs, features=features, losses=[float(step()) for _ in range(3)])
         networks = {name: describe(self.specs[name]) for name in ("cnn", "convpool")}
         return {"device": store.describe_device(), "versions": store.versions(), "networks": networks}
@@ -232,7 +233,7 @@ class Server:
 
     def _call(self, what: str, form: str) -> tuple[Callable[[], Any], dict[str, Any]]:
         model = self._model(what, form)
-        if what == "features":
+        if what == "features" or form == "features alone":
             extract = _plain_features(model) if form == "flax" else functools.partial(self._extract, model=model)
             dtype = FORMS.get(form, FORMS["ours"])[0]
             state, images = nnx.state(model), self.images.astype(dtype)
@@ -246,8 +247,8 @@ class Server:
         if form == "flax":
             return Plain(self.channels, nnx.Rngs(0))
         name = "convpool" if what.startswith("ConvPool") else "frozen" if what == "live step" else "cnn"
-        dtype, precision = FORMS[form]
-        if form == "ours":
+        dtype, precision = FORMS.get(form, FORMS["ours"])
+        if (dtype, precision) == FORMS["ours"]:
             return self.models[name]
         model = ConvNet(self.specs[name], dtype=dtype, precision=precision, rngs=nnx.Rngs(0))
         nnx.update(model, nnx.state(self.models[name]))

@@ -15,6 +15,7 @@ from cnninv_jax.nn.convolution import conv2d
 from cnninv_jax.nn.decoders import DCN, WhatWhereDecoder
 from cnninv_jax.nn.evaluation import evaluate
 from cnninv_jax.nn.features import FeatureClassifier, cached_features, calibrated
+from cnninv_jax.nn.memory import keep_freed_pages
 from cnninv_jax.nn.objectives import classification_loss, classification_metrics
 from cnninv_jax.nn.pooling import max_pool, unpool, upsample
 from cnninv_jax.nn.recipes import Recipe
@@ -50,6 +51,7 @@ __all__ = [
     "convpool_cnn_c",
     "count_parameters",
     "evaluate",
+    "keep_freed_pages",
     "max_pool",
     "multiply_adds",
     "output_shapes",
