@@ -312,7 +312,7 @@ def test_impossible_parameters(capsys, change, said):
     [
         ([], "{list, reproduce, sweep, resume, merge, analyze, failure}"),
         (["lst"], "did you mean list?"),
-        (["reproduce"], "{gilbert-fig2, gilbert-fig3, "),
+        (["reproduce"], "{gilbert-fig2, gilbert-table1, "),
         (["reproduce", "gilbert-fig22"], "did you mean gilbert-fig2?"),
         (["resume"], "cnninv resume --help"),
         (["analyze", "x.npy", "--layout", "KMlll"], "did you mean KMll"),

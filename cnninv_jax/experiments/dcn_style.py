@@ -43,7 +43,7 @@ class StyleParameters:
 
     content: Path | None = None
     """Content picture, a file; by default an embedded photograph."""
-    styles: tuple[str, ...] = ()
+    styles: tuple[Path, ...] = ()
     """Style pictures, files; by default embedded photographs."""
     num_styles: int = 2
     """Embedded photographs that serve as styles, where there are no --styles."""
@@ -147,7 +147,7 @@ class _Work:
         try:
             with np.load(io.BytesIO(kept.read_bytes())) as file:
                 held = dict(file)
-        except (OSError, ValueError, zipfile.BadZipFile):
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile):
             return None
         return held if str(held.get("digest")) == self._digest else None
 

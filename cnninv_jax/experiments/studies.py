@@ -174,7 +174,7 @@ def restored(kind: type[Parameters], held: Mapping[str, Any]) -> Parameters:
     def value(name: str) -> Any:
         entry = held[name]
         if isinstance(entry, list):
-            return tuple(entry)
+            return tuple(map(Path, entry)) if Path in get_args(hints[name]) else tuple(entry)
         return Path(entry) if isinstance(entry, str) and Path in (hints[name], *get_args(hints[name])) else entry
 
     fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # a dataclass by contract
@@ -242,7 +242,8 @@ def _plain(parameters: Any) -> dict[str, Any]:
     """
     held = describe_parameters(parameters)
     plain = json.loads(json.dumps(held, default=lambda path: str(Path(path).absolute())))
-    return {**plain, **{name: str(path.absolute()) for name, path in _files(parameters).items()}}
+    files = {name: str(path.absolute()) for name, path in _files(parameters).items() if name in plain}
+    return {**plain, **files}
 
 
 def _files(parameters: Any) -> dict[str, Path]:
@@ -253,6 +254,10 @@ def _files(parameters: Any) -> dict[str, Path]:
         if isinstance(value, Path)
         or (name in ("pictures", "weights", "checkpoint", "cifar") and isinstance(value, str) and value)
     }
+    for name, value in vars(parameters).items():
+        if isinstance(value, tuple):
+            several = [path for path in value if isinstance(path, Path)]
+            named |= {f"{name}.{place}": path.expanduser() for place, path in enumerate(several)}
     words = {name for name, path in named.items() if str(path) == "embedded" or ":" in str(path)}
     return {name: path for name, path in named.items() if name not in words}
 

@@ -41,6 +41,7 @@ def outcome(parameters, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_what_was_found(outcome):
     found = outcome.report["findings"]
     assert {path.name for path in outcome.files} == {"report.json", "crelu-table1.png", "crelu-table1.svg"}
@@ -65,6 +66,7 @@ def test_what_is_saved_is_what_was_found(outcome):
     assert differences.rows[0][-1] == "-0.80"
 
 
+@pytest.mark.slow
 def test_a_killed_study_ends_on_the_same_bits(outcome, parameters, tmp_path):
     """What a kill after the first training leaves: its folder, and the study's description."""
     out = tmp_path / "out"
@@ -120,6 +122,7 @@ def test_the_question_is_answered_whatever_comes_out():
     assert compared(cells(half=[0.1, 0.2])) == []
 
 
+@pytest.mark.slow
 def test_printed_numbers_stand_beside_their_own_data_only(outcome, parameters):
     content = json.loads(json.dumps(outcome.report["findings"]))
     for name, shown in (("cifar100", ("36.30", "13.68")), ("embedded", ("-", "-"))):

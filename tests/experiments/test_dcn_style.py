@@ -1,13 +1,16 @@
 """Style transfer of Random DCN, 4.4: what the study saves, that it goes on where it was killed, and what it refuses."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xarray as xr
 from commands import refused
 
+from cnninv_jax.experiments import studies
 from cnninv_jax.experiments.dcn_style import DCN_STYLE, StyleParameters
 from cnninv_jax.experiments.dcn_style_tables import seconds_to, summarised
-from cnninv_jax.experiments.studies import StudyOptions, reproduce_study
+from cnninv_jax.experiments.studies import StudyOptions, reproduce_study, restored
 
 P = StyleParameters(
     size=16, channels=4, width=1 / 32, blocks=1, steps=6, num_styles=1, num_seeds=1, content_weights=(0.01, 1.0)
@@ -19,6 +22,7 @@ def outcome(tmp_path_factory):
     return reproduce_study(DCN_STYLE, P, StudyOptions(out=tmp_path_factory.mktemp("style"), quiet=True))
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_what_was_found(outcome):
     found = outcome.report["findings"]
     assert len(found["cells"]) == 4
@@ -39,6 +43,7 @@ def test_what_is_saved_is_what_was_found(outcome):
     assert {path.name for path in outcome.files} == {"report.json", "result.nc", "dcn-style.png", "dcn-style.svg"}
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_to_the_same_bits(outcome):
     before = (outcome.folder / "result.nc").read_bytes()
     (outcome.folder / "report.json").unlink()
@@ -89,3 +94,18 @@ def test_what_does_not_fit_is_refused(scratch, capsys):
         (("--weights", "vgg.npz"), "expected --channels 64 and --width 1 with --weights"),
     ):
         assert words in refused(capsys, *command, *arguments), arguments
+
+
+def test_styles_are_files_of_the_study(scratch):
+    """Their paths become absolute, and their content is part of what the study is."""
+    for name in ("a.png", "b.png"):
+        (scratch / name).write_bytes(name.encode())
+    given = StyleParameters(styles=(Path("a.png"), Path("b.png")))
+    plain = studies._plain(given)
+    assert plain["styles"] == [str(scratch / "a.png"), str(scratch / "b.png")]
+    assert restored(StyleParameters, plain).styles == (scratch / "a.png", scratch / "b.png")
+    before = studies._digests(given)
+    (scratch / "b.png").write_bytes(b"other")
+    after = studies._digests(restored(StyleParameters, plain))
+    assert before["styles.0"] == after["styles.0"]
+    assert before["styles.1"] != after["styles.1"]

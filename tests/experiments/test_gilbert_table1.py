@@ -55,6 +55,7 @@ def test_a_killed_study_ends_on_the_same_numbers(outcome, tmp_path):
         ]
 
 
+@pytest.mark.slow
 def test_cached_features(tmp_path):
     parameters = dataclasses.replace(TINY, features="cached", filters=("random",), depths=(3,), num_seeds=1)
     found = reproduce_study(TABLE1, parameters, StudyOptions(out=tmp_path / "out", quiet=True))
