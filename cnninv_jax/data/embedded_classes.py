@@ -2,7 +2,8 @@
 
 A class is the upper or the lower half of one of five pictures. Training and test patches come from stripes that share
 no pixel, at three scales, so that a classifier has to know textures and colours, not places. It exists to run and to
-test programs; its numbers say nothing about CIFAR. A logistic regression on 2,000 patches finds 44% of the classes.
+test programs; its numbers say nothing about CIFAR. On 100 principal components a logistic regression names 47% of the
+test patches, the five nearest neighbours 54%; three convolutional layers with batch norm name 84% after eight epochs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from cnninv_jax.data.errors import PictureError
 from cnninv_jax.data.pictures import EMBEDDED, picture_files, read_picture
 
 #: Upper and lower halves of the pictures.
@@ -34,7 +36,13 @@ def embedded_patches() -> tuple[Part, Part]:
     Raises:
         PictureError: this scikit-image ships other pictures.
     """
-    pictures = [read_picture(file) for file in picture_files("embedded")]
+    files = picture_files("embedded")
+    if tuple(file.name for file in files) != EMBEDDED:
+        raise PictureError(
+            f"expected scikit-image to ship {', '.join(EMBEDDED)}, got {', '.join(file.name for file in files)}: "
+            "install it again, or give CIFAR-10"
+        )
+    pictures = [read_picture(file) for file in files]
     generator = np.random.default_rng(20261130)
     parts = []
     for test, count in ((False, TRAIN), (True, TEST)):

@@ -76,10 +76,10 @@ class Table3Parameters:
     """Most test pictures of image space."""
     width: float | None = dataclasses.field(default=None, metadata=NEW)
     """Network of image space: so many times VGG-16's filters, 1/8 by default; with --weights always 1."""
-    classifier_steps: int = dataclasses.field(default=600, metadata=NEW)
+    classifier_steps: int = dataclasses.field(default=400, metadata=NEW)
     """Steps in which the network of image space learns to tell the photographs (or CIFAR's classes) apart, which is
     what learned filters are there; 0 leaves it random. Not with --weights."""
-    decoder_steps: int = dataclasses.field(default=600, metadata=NEW)
+    decoder_steps: int = dataclasses.field(default=400, metadata=NEW)
     """Steps of training for each decoder."""
     batch_size: int = dataclasses.field(default=32, metadata=NEW)
     """Pictures a step."""

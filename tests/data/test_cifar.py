@@ -33,7 +33,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cnninv_jax import data
-from cnninv_jax.data import _cifar_files
+from cnninv_jax.data import _cifar_files, embedded_classes
 from cnninv_jax.data.embedded_classes import _SIDES, _stripes
 from cnninv_jax.data.errors import CifarError
 
@@ -296,6 +296,14 @@ def test_the_stand_in():
     np.testing.assert_array_equal(data.load_cifar(limit_train=20).train.labels, np.tile(np.arange(10), 2))
     seen = {image.tobytes() for image in found.train.images}
     assert sum(image.tobytes() in seen for image in found.test.images) <= 5  # flat patches may be alike
+
+
+def test_a_photograph_that_is_not_there(monkeypatch):
+    present = embedded_classes.picture_files()[1:]
+    monkeypatch.setattr(embedded_classes, "picture_files", lambda source: present)
+    embedded_classes.embedded_patches.cache_clear()
+    with pytest.raises(CifarError, match=r"expected scikit-image to ship astronaut.png, .* got chelsea.png, "):
+        data.load_cifar()
 
 
 def test_how_hard_the_stand_in_is():
